@@ -1,0 +1,122 @@
+//! Chunked encoding gives the ids of the whole text, and files come out whole.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::token_file::TokenFile;
+use crate::tokenize::tests::{gpt2_style, split_style};
+
+/// The ids of a text encoded in chunks of these sizes, and the number of bytes.
+fn in_chunks(
+    tokenizer: &Tokenizer,
+    text: &[u8],
+    block_bytes: usize,
+    piece_bytes: usize,
+) -> Result<(Vec<u32>, u64)> {
+    let text_path = Path::new("text.txt");
+    let mut encoder = StreamEncoder { text, text_path, tokenizer, num_bytes: 0 };
+    let mut ids = Vec::new();
+    encoder.encode(ChunkSizes { block_bytes, piece_bytes }, &mut |new| {
+        ids.extend_from_slice(new);
+        Ok(())
+    })?;
+    Ok((ids, encoder.num_bytes))
+}
+
+fn check_chunks(tokenizer: &Tokenizer, text: &str) {
+    let whole = tokenizer.encode(text).unwrap();
+    for (block_bytes, piece_bytes) in [(1, 1), (3, 1), (7, 2), (16, 5), (1 << 20, 1)] {
+        let (ids, num_bytes) =
+            in_chunks(tokenizer, text.as_bytes(), block_bytes, piece_bytes).unwrap();
+        assert_eq!(ids, whole, "{text:?} in blocks of {block_bytes}, pieces of {piece_bytes}");
+        assert_eq!(num_bytes, text.len() as u64);
+    }
+}
+
+#[test]
+fn borders_are_where_a_word_meets_a_line_feed() {
+    assert_eq!(split_at_borders("ab\n\ncd,\ne5\nf", 1), ["ab", "\n\ncd,\ne5", "\nf"]);
+    assert_eq!(split_at_borders("a\nb\nc\n", 2), ["a\nb", "\nc", "\n"]);
+    assert_eq!(split_at_borders("", 1), [""; 0]);
+    assert_eq!(last_border(b"a\nb\n ", 0), Some(3));
+    assert_eq!(last_border(b"a\nb\n ", 4), None);
+}
+
+#[test]
+fn difficult_texts_are_the_same_in_chunks() {
+    let texts = [
+        "",
+        "no line feed at all",
+        "the the's\n\n\nthe,\nthe,\n\n  the \n the\r\nthe 12\n12",
+        "\n\n\n",
+        "a\n",
+        "a\n\u{e9}\n\u{301}\u{4e2d}\n\u{a0}b\n",
+        "it'\ns it'l\nl 'the\n's",
+        "1\n2\n 1212\n12",
+    ];
+    for tokenizer in [Tokenizer::bytes(), gpt2_style(), split_style(0), split_style(1)] {
+        texts.iter().for_each(|text| check_chunks(&tokenizer, text));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_the_same_in_chunks(
+        text in "([a-t]|the|'s|[ ,.!'\n\r\t]|\n|\n|12|\u{e9}|\u{301}|\u{2003}|\u{85}|\u{17f}){0,60}",
+    ) {
+        for tokenizer in [gpt2_style(), split_style(0), split_style(1)] {
+            check_chunks(&tokenizer, &text);
+        }
+    }
+}
+
+#[test]
+fn a_file_is_tokenized_and_summed_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text_path, out_path) = (folder.path().join("a.txt"), folder.path().join("a.bin"));
+    let text = "the day's work\n\nis the end, the\n".repeat(500);
+    std::fs::write(&text_path, &text).unwrap();
+    for tokenizer in [Tokenizer::bytes(), gpt2_style()] {
+        let summary = tokenize_text_file(&text_path, &out_path, &tokenizer).unwrap();
+        let file = TokenFile::open(&out_path).unwrap();
+        let expected = tokenizer.encode(&text).unwrap();
+        let mut ids = vec![0; expected.len()];
+        file.read(0, &mut ids).unwrap();
+        assert_eq!(ids, expected);
+        file.verify().unwrap();
+        assert_eq!(summary.num_tokens, file.num_tokens());
+        assert_eq!(summary.num_bytes, text.len() as u64);
+        assert_eq!(summary.vocab_size, file.vocab_size());
+        assert_eq!(summary.fingerprint, file.fingerprint());
+    }
+}
+
+#[test]
+fn bytes_take_any_file_and_others_name_the_bad_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text_path, out_path) = (folder.path().join("a.txt"), folder.path().join("a.bin"));
+    std::fs::write(&text_path, b"ab\ncd\n\xff\n").unwrap();
+    assert_eq!(
+        tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes()).unwrap().num_tokens,
+        8
+    );
+    std::fs::remove_file(&out_path).unwrap();
+    let message = tokenize_text_file(&text_path, &out_path, &gpt2_style()).unwrap_err().to_string();
+    assert!(message.contains("a.txt` is not UTF-8 at byte 6"), "{message}");
+    // The offset counts from the start of the file, not of the chunk.
+    let message = in_chunks(&gpt2_style(), b"ab\ncd\n\xff\n", 3, 1).unwrap_err().to_string();
+    assert!(message.contains("`text.txt` is not UTF-8 at byte 6"), "{message}");
+    assert!(!out_path.exists(), "nothing may be published after an error");
+}
+
+#[test]
+fn empty_and_missing_texts_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text_path, out_path) = (folder.path().join("a.txt"), folder.path().join("a.bin"));
+    let refused =
+        || tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes()).unwrap_err().to_string();
+    assert!(refused().contains("cannot open the text file"), "{}", refused());
+    std::fs::write(&text_path, "").unwrap();
+    assert!(refused().contains("would hold 0 tokens"), "{}", refused());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}

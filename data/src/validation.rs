@@ -1,0 +1,82 @@
+//! Validation batches: the windows of a range from first to last, the same at each evaluation.
+
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::loader::{Batch, read_windows};
+use crate::split::check_range;
+use crate::token_file::TokenFile;
+
+/// Reads a range in sequential windows that share no target.
+///
+/// Window `w` holds tokens `w * S` to `w * S + S` inclusive, so each token but the first is
+/// predicted once. With `N` tokens there are `floor((N - 1) / S)` whole windows; those beyond the
+/// last whole batch, and the tokens beyond the last whole window, are left out: fewer than
+/// `(B + 1) * S` tokens in all.
+#[derive(Clone, Debug)]
+pub struct Validation {
+    file: Arc<TokenFile>,
+    range: Range<u64>,
+    sequence_length: usize,
+    micro_batch_size: usize,
+    num_batches: u64,
+}
+
+impl Validation {
+    /// A reader over the tokens `range` of `file`, in batches of `micro_batch_size` windows.
+    ///
+    /// # Errors
+    /// [`Error::Zero`] if a size is 0, [`Error::OutsideFile`] if the range is not in the file,
+    /// [`Error::TooFewValidationTokens`] if there is no whole batch.
+    pub fn new(
+        file: Arc<TokenFile>,
+        range: Range<u64>,
+        sequence_length: usize,
+        micro_batch_size: usize,
+    ) -> Result<Self> {
+        for (key, value) in
+            [("sequence_length", sequence_length), ("micro_batch_size", micro_batch_size)]
+        {
+            if value == 0 {
+                return Err(Error::Zero { key });
+            }
+        }
+        check_range(&file, &range)?;
+        let num_tokens = range.end - range.start;
+        let num_windows = num_tokens.saturating_sub(1) / sequence_length as u64;
+        let num_batches = num_windows / micro_batch_size as u64;
+        if num_batches == 0 {
+            return Err(Error::TooFewValidationTokens {
+                num_tokens,
+                micro_batch_size: micro_batch_size as u64,
+                sequence_length: sequence_length as u64,
+            });
+        }
+        Ok(Self { file, range, sequence_length, micro_batch_size, num_batches })
+    }
+
+    /// Whole batches in the range; at least 1.
+    pub fn num_batches(&self) -> u64 {
+        self.num_batches
+    }
+
+    /// Batch `index`, from 0: windows `index * B` to `index * B + B - 1`.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchBatch`] if `index >= num_batches`, [`Error::StoredTokenId`] if the file is
+    /// damaged.
+    pub fn batch(&self, index: u64) -> Result<Batch> {
+        if index >= self.num_batches {
+            let count = self.num_batches;
+            return Err(Error::NoSuchBatch { what: "validation batch", index, count });
+        }
+        let first_window = index * self.micro_batch_size as u64;
+        let starts =
+            (first_window..).map(|window| self.range.start + window * self.sequence_length as u64);
+        read_windows(&self.file, starts, self.micro_batch_size, self.sequence_length)
+    }
+}

@@ -1,0 +1,159 @@
+//! AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101,
+//! algorithm 2; Adam is Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
+
+use crate::elements::{Elements, Scalars};
+use crate::error::{Result, require};
+use crate::real::Real;
+use crate::rule::StateKind;
+use crate::sweep::{ElementRule, sweep};
+use crate::tensor::{CheckedTensors, TensorElements};
+use serde::{Deserialize, Serialize};
+
+/// Hyper-parameters of [`AdamW`]; the defaults are those common for language models.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamWConfig {
+    /// Decay of the first moment, a step; averages over about `1 / (1 - beta1)` steps. Default 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment, a step. Default 0.95.
+    pub beta2: f64,
+    /// Added to the root of the bias-corrected second moment, in units of the gradient. Default
+    /// 1e-8. Zero is refused: an element that never saw a gradient would become 0 / 0.
+    pub eps: f64,
+    /// Decoupled weight decay before the group's multiplier: a step takes the fraction
+    /// `lr * weight_decay` off the parameter. Default 0.1.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+/// AdamW with validated hyper-parameters.
+///
+/// With `g = grad_scale * grad`, update number `t` (from 1) and learning rate `lr`:
+///
+/// ```text
+/// m     <- beta1 m + (1 - beta1) g
+/// v     <- beta2 v + (1 - beta2) g^2
+/// theta <- (1 - lr weight_decay) theta
+/// theta <- theta - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
+/// ```
+///
+/// This is the order of `torch.optim.AdamW`: decay first, `eps` outside the bias-corrected root.
+/// Worked number: theta = 1, g = 0.5, t = 1, lr = 0.1, defaults else. m = 0.05, v = 0.0125; both
+/// corrections undo the start at zero, so the step is 0.1 * 0.5 / (0.5 + 1e-8), and theta becomes
+/// 0.99 - 0.1 = 0.89 (to 2e-9).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    config: AdamWConfig,
+}
+
+impl AdamW {
+    pub(crate) const NAME: &'static str = "adamw";
+    pub(crate) const STATE_KINDS: [StateKind; 2] =
+        [StateKind::FirstMoment, StateKind::SecondMoment];
+
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] with the key under `optim.rule`.
+    pub fn new(config: AdamWConfig) -> Result<Self> {
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = config;
+        let fraction = 0.0..1.0;
+        require(fraction.contains(&beta1), "rule.beta1", beta1, "0 <= beta1 < 1", 0.9)?;
+        require(fraction.contains(&beta2), "rule.beta2", beta2, "0 <= beta2 < 1", 0.95)?;
+        // Below 1e-30 it would soon be zero in f32, see the field.
+        require((1e-30..1.0).contains(&eps), "rule.eps", eps, "1e-30 <= eps < 1", 1e-8)?;
+        require(
+            weight_decay >= 0.0 && weight_decay.is_finite(),
+            "rule.weight_decay",
+            weight_decay,
+            "0 <= weight_decay < inf",
+            0.1,
+        )?;
+        Ok(Self { config })
+    }
+
+    /// The hyper-parameters.
+    pub fn config(&self) -> &AdamWConfig {
+        &self.config
+    }
+
+    /// The numbers of one step, computed in `f64` and rounded once.
+    pub(crate) fn step<T: Real>(&self, scalars: &Scalars) -> AdamWStep<T> {
+        let AdamWConfig { beta1, beta2, eps, .. } = self.config;
+        let step = scalars.step as f64;
+        AdamWStep {
+            grad_scale: T::from_f64(scalars.grad_scale),
+            beta1: T::from_f64(beta1),
+            one_minus_beta1: T::from_f64(1.0 - beta1),
+            beta2: T::from_f64(beta2),
+            one_minus_beta2: T::from_f64(1.0 - beta2),
+            decay: T::from_f64(scalars.decay()),
+            step_size: T::from_f64(scalars.lr / (1.0 - beta1.powf(step))),
+            inverse_root_correction: T::from_f64(1.0 / (1.0 - beta2.powf(step)).sqrt()),
+            eps: T::from_f64(eps),
+        }
+    }
+
+    pub(crate) fn update<T: Real>(&self, elements: Elements<T>, scalars: &Scalars) -> Result<()> {
+        scalars.validate()?;
+        let elements = elements.checked(Self::NAME, Self::STATE_KINDS.map(StateKind::name))?;
+        sweep(self.step(scalars), elements);
+        Ok(())
+    }
+
+    pub(crate) fn update_tensor(&self, elements: TensorElements, scalars: &Scalars) -> Result<()> {
+        scalars.validate()?;
+        let CheckedTensors { master, grad, state: [m, v], working } =
+            elements.checked(Self::NAME, Self::STATE_KINDS.map(StateKind::name))?;
+        let step = self.step::<f64>(scalars);
+        let mut grad = grad.f_mul_scalar(step.grad_scale)?;
+        let _ = v.f_mul_scalar_(step.beta2)?;
+        let _ = v.f_addcmul_(&grad.f_mul_scalar(step.one_minus_beta2)?, &grad)?;
+        let _ = m.f_mul_scalar_(step.beta1)?;
+        let _ = m.f_add_(&grad.f_mul_scalar_(step.one_minus_beta1)?)?;
+        drop(grad);
+        let mut denominator = v.f_sqrt()?;
+        let _ = denominator.f_mul_scalar_(step.inverse_root_correction)?;
+        let _ = denominator.f_add_scalar_(step.eps)?;
+        let _ = master.f_mul_scalar_(step.decay)?;
+        let _ = master.f_addcdiv_(&m.f_mul_scalar(-step.step_size)?, &denominator)?;
+        if let Some(working) = working {
+            working.f_copy_(master)?;
+        }
+        Ok(())
+    }
+}
+
+/// The numbers of one AdamW step.
+#[derive(Clone, Copy)]
+pub(crate) struct AdamWStep<T> {
+    grad_scale: T,
+    beta1: T,
+    one_minus_beta1: T,
+    beta2: T,
+    one_minus_beta2: T,
+    decay: T,
+    step_size: T,
+    inverse_root_correction: T,
+    eps: T,
+}
+
+impl<T: Real> ElementRule<T, 2> for AdamWStep<T> {
+    #[inline(always)]
+    fn element(self, master: T, grad: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
+        let grad = self.grad_scale * grad;
+        let m = self.beta1 * m + self.one_minus_beta1 * grad;
+        let v = self.beta2 * v + self.one_minus_beta2 * grad * grad;
+        let denominator = v.sqrt() * self.inverse_root_correction + self.eps;
+        let master = master * self.decay - self.step_size * m / denominator;
+        (master, [m, v])
+    }
+}
+
+#[cfg(test)]
+mod tests;

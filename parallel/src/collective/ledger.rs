@@ -1,0 +1,146 @@
+//! The account of all calls: totals for the step's record, and what is under way for whoever
+//! watches for a rank that hangs.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use super::call::{Call, Request};
+
+/// How many completed calls are kept.
+const NUM_RECENT: usize = 64;
+
+/// Calls and bytes of one kind of operation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OperationTotals {
+    /// Calls made.
+    pub calls: u64,
+    /// Bytes of the larger buffer, summed over the calls. How much of it crosses a wire depends
+    /// on the degree `N`: `(N-1)/N` for gather and reduce-scatter, twice that for all-reduce.
+    pub bytes: u64,
+}
+
+/// What was communicated since the last time the totals were taken.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepTotals {
+    /// By [`Operation::name`](super::Operation::name); calls count when they are made.
+    pub by_operation: BTreeMap<&'static str, OperationTotals>,
+    /// Seconds that completed calls took from their turn in the queue to their end; over MPI
+    /// this includes waiting for peers that come late.
+    pub communication_seconds: f64,
+    /// Seconds that callers spent in [`Handle::wait`](super::Handle::wait): the part that was
+    /// not hidden behind computing.
+    pub exposed_seconds: f64,
+}
+
+impl StepTotals {
+    /// Calls of all operations together.
+    pub fn calls(&self) -> u64 {
+        self.by_operation.values().map(|totals| totals.calls).sum()
+    }
+
+    /// Bytes of all operations together.
+    pub fn bytes(&self) -> u64 {
+        self.by_operation.values().map(|totals| totals.bytes).sum()
+    }
+}
+
+/// A call that was made and is not done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InFlightCall {
+    /// Which.
+    pub call: Call,
+    /// Seconds since it was made.
+    pub waiting_seconds: f64,
+}
+
+/// A call that is done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompletedCall {
+    /// Which.
+    pub call: Call,
+    /// Seconds it took once its turn had come.
+    pub communication_seconds: f64,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    next_sequence: u64,
+    totals: StepTotals,
+    in_flight: BTreeMap<u64, (Call, Instant)>,
+    recent: VecDeque<CompletedCall>,
+}
+
+/// The calls of one rank. Clones share one account, so a watchdog thread may hold one.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger(Arc<Mutex<Entries>>);
+
+impl Ledger {
+    /// The totals since the last call of this function; they begin again at zero.
+    pub fn take_step(&self) -> StepTotals {
+        std::mem::take(&mut self.lock().totals)
+    }
+
+    /// The totals since the last [`Ledger::take_step`], left as they are.
+    pub fn totals(&self) -> StepTotals {
+        self.lock().totals.clone()
+    }
+
+    /// Calls that are not done, oldest first. The first is the one the rank is in.
+    pub fn in_flight(&self) -> Vec<InFlightCall> {
+        let entries = self.lock();
+        let calls = entries.in_flight.values();
+        calls
+            .map(|(call, since)| InFlightCall {
+                call: call.clone(),
+                waiting_seconds: since.elapsed().as_secs_f64(),
+            })
+            .collect()
+    }
+
+    /// The last 64 calls that are done, oldest first.
+    pub fn recent(&self) -> Vec<CompletedCall> {
+        self.lock().recent.iter().cloned().collect()
+    }
+
+    /// Gives a request its number and counts it.
+    pub(super) fn open(&self, request: &Request) -> Call {
+        let mut entries = self.lock();
+        let call = Call {
+            sequence: entries.next_sequence,
+            operation: request.operation,
+            name: request.name.clone(),
+            dtype: request.dtype,
+            count: request.count,
+        };
+        entries.next_sequence += 1;
+        let totals = entries.totals.by_operation.entry(call.operation.name()).or_default();
+        totals.calls += 1;
+        totals.bytes += call.bytes();
+        entries.in_flight.insert(call.sequence, (call.clone(), Instant::now()));
+        call
+    }
+
+    /// Counts the end of a call.
+    pub(super) fn close(&self, call: &Call, communication_seconds: f64) {
+        let mut entries = self.lock();
+        entries.in_flight.remove(&call.sequence);
+        entries.totals.communication_seconds += communication_seconds;
+        if entries.recent.len() == NUM_RECENT {
+            entries.recent.pop_front();
+        }
+        entries.recent.push_back(CompletedCall { call: call.clone(), communication_seconds });
+    }
+
+    /// Counts time that a caller spent waiting.
+    pub(super) fn add_exposed(&self, seconds: f64) {
+        self.lock().totals.exposed_seconds += seconds;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // A panic elsewhere leaves at worst one number uncounted.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

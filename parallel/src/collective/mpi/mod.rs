@@ -1,0 +1,171 @@
+//! Ranks as processes under `mpirun` or `srun`: a thread of its own drives MPI, so that
+//! communication runs while the caller computes.
+//!
+//! That thread initializes MPI, is the only one to use the communicator, carries out the queued
+//! calls one after another, and finalizes MPI when the collective is dropped. It waits by
+//! testing and yielding, then sleeping, so that a rank that waits for a late peer leaves its
+//! core to those who compute.
+
+mod agreement;
+mod element;
+mod exchange;
+mod region;
+mod staging;
+mod wire;
+
+use std::{
+    sync::{Arc, Mutex, OnceLock, PoisonError, mpsc},
+    thread::{self, JoinHandle},
+    time::Instant,
+};
+
+use self::{exchange::Exchange, wire::Wire};
+use super::{
+    Collective, Handle, Ledger,
+    call::{Buffers, Call, Request},
+    handle::Completion,
+};
+use crate::error::{Error, Result};
+
+/// One rank among MPI processes. All processes of `MPI_COMM_WORLD` take part.
+///
+/// # Reduction order
+/// Each element is reduced by one rank, which takes the contributions in rank order (or as the
+/// tree of [`Reduction::TreeSum`](super::Reduction::TreeSum)) and gives the result to all. So
+/// all ranks have the same bits, from run to run, whatever the message sizes and arrival times.
+///
+/// # Ending
+/// Dropping waits for the queued calls and finalizes MPI, which waits for the peers to do the
+/// same. A rank that stops for a reason of its own must therefore [`Collective::abort`]; one
+/// that panics does so by itself. After a failed call MPI is not finalized, and a non-zero exit
+/// status makes the launcher end the peers.
+#[derive(Debug)]
+pub struct MpiCollective {
+    rank: usize,
+    degree: usize,
+    ledger: Ledger,
+    /// `None` once the queue is closed for good. The lock keeps the order of sequence numbers
+    /// and the order in the queue the same.
+    queue: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Option<JoinHandle<()>>,
+    failure: Arc<OnceLock<Error>>,
+}
+
+/// A call on its way to the communication thread.
+struct Job {
+    call: Call,
+    buffers: Buffers,
+    completion: Arc<Completion>,
+}
+
+impl MpiCollective {
+    /// Initializes MPI in a new thread. With `check`, ranks first compare what they are calling
+    /// before each call, and get [`Error::CallsDiffer`] instead of waiting forever or mixing
+    /// data if they are not in the same one; it costs a round of small messages a call.
+    ///
+    /// # Collectives
+    /// Every process of `MPI_COMM_WORLD` must connect.
+    ///
+    /// # Errors
+    /// [`Error::MpiInitialized`] the second time in a process; [`Error::Mpi`]; [`Error::Thread`]
+    /// if the thread cannot be started.
+    pub fn connect(check: bool) -> Result<Self> {
+        let (queue, jobs) = mpsc::channel();
+        let (report, started) = mpsc::channel();
+        let (ledger, failure) = (Ledger::default(), Arc::new(OnceLock::new()));
+        let (thread_ledger, thread_failure) = (ledger.clone(), Arc::clone(&failure));
+        let communicate = move || match Wire::open() {
+            Err(error) => {
+                // The receiver waits below, so it is there.
+                let _ = report.send(Err(error));
+            }
+            Ok(wire) => {
+                let _ = report.send(Ok((wire.rank(), wire.degree())));
+                let exchange = Exchange::new(wire, check);
+                carry_out(exchange, &jobs, &thread_ledger, &thread_failure);
+            }
+        };
+        let stopped = |reason: String| Error::Thread { reason };
+        let thread = thread::Builder::new()
+            .name("grove-mpi".to_owned())
+            .spawn(communicate)
+            .map_err(|error| stopped(error.to_string()))?;
+        let (rank, degree) = started
+            .recv()
+            .map_err(|_| stopped("it ended while it initialized MPI".to_owned()))??;
+        let (queue, thread) = (Mutex::new(Some(queue)), Some(thread));
+        Ok(Self { rank, degree, ledger, queue, thread, failure })
+    }
+}
+
+/// Carries out jobs until the queue closes, then finalizes MPI unless a call failed.
+fn carry_out(
+    mut exchange: Exchange,
+    jobs: &mpsc::Receiver<Job>,
+    ledger: &Ledger,
+    failure: &OnceLock<Error>,
+) {
+    for Job { call, buffers, completion } in jobs {
+        let start = Instant::now();
+        let outcome = match failure.get() {
+            Some(error) => Err(error.clone()),
+            None => staging::with_host_buffers(&call, &buffers, |host| exchange.run(&call, host)),
+        };
+        if let Err(error) = &outcome {
+            failure.get_or_init(|| error.clone());
+            // MPI may still be reading and writing this memory, so it is never given back.
+            std::mem::forget(buffers);
+        }
+        ledger.close(&call, start.elapsed().as_secs_f64());
+        completion.finish(outcome);
+    }
+    if failure.get().is_some() {
+        // Finalizing would wait for peers that are stuck in the failed call.
+        std::mem::forget(exchange);
+    }
+}
+
+impl Collective for MpiCollective {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn degree(&self) -> usize {
+        self.degree
+    }
+
+    fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    fn submit(&self, request: Request) -> Result<Handle> {
+        if let Some(error) = self.failure.get() {
+            return Err(error.clone());
+        }
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let call = self.ledger.open(&request);
+        let completion = Arc::new(Completion::default());
+        let job = Job { call, buffers: request.buffers, completion: Arc::clone(&completion) };
+        let gone = || Error::Thread { reason: "it ended before the collective".to_owned() };
+        queue.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
+        Ok(Handle::pending(completion, self.ledger.clone()))
+    }
+
+    fn abort(&self, code: i32) {
+        wire::abort(code);
+    }
+}
+
+impl Drop for MpiCollective {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // The panic hook has said why; peers must not wait for this rank.
+            wire::abort(1);
+        }
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been printed, and there is nothing left to undo.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Ends that nobody planned: signals, dying ranks, full disks.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::program::{Program, wait_for, wait_within};
+
+/// What the program promises to say when it was asked to stop and has saved.
+const INTERRUPTED: i32 = 75;
+/// What it says when a second signal left no time to save.
+const ENDED_AT_ONCE: i32 = 130;
+
+#[test]
+fn a_signal_saves_and_exits_with_its_own_code() {
+    for signal in ["INT", "TERM", "USR1"] {
+        let program = Program::new();
+        let arguments = ["train", "config.toml", "--set", "run.steps=1000000"];
+        let child = program.command(&arguments).spawn().expect("the program starts");
+        wait_for(&program.path("run/checkpoints/step-00000010"));
+        send(signal, child.id());
+        let output = wait_within(child, Duration::from_secs(20));
+        assert_eq!(output.status.code(), Some(INTERRUPTED), "after SIG{signal}");
+        let last = program.losses("run").last().expect("a step").0;
+        program.hash("run", last);
+    }
+}
+
+#[test]
+fn a_second_signal_exits_at_once() {
+    let program = Program::new();
+    // A step so long that the first signal cannot have been acted on.
+    let steps = ["train", "config.toml", "--set", "batch.micro_batches=100000"];
+    let child = program.command(&steps).spawn().expect("the program starts");
+    wait_for(&program.path("run/plan.toml"));
+    std::thread::sleep(Duration::from_secs(1));
+    send("INT", child.id());
+    std::thread::sleep(Duration::from_millis(200));
+    send("INT", child.id());
+    let output = wait_within(child, Duration::from_secs(3));
+    assert_eq!(output.status.code(), Some(ENDED_AT_ONCE));
+}
+
+#[test]
+fn a_rank_that_dies_ends_the_job_and_is_named() {
+    let program = Program::new();
+    let arguments = ["train", "config.toml", "--set", "run.steps=1000000"];
+    let child = program.mpirun(2, &arguments).spawn().expect("mpirun starts");
+    wait_for(&program.path("run/checkpoints/step-00000010"));
+    let victim = rank_pid(child.id(), 1);
+    send("KILL", victim);
+    let output = wait_within(child, Duration::from_secs(10));
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("rank 1"), "nobody names rank 1:\n{said}");
+}
+
+#[test]
+fn a_rank_that_fails_ends_the_job_and_says_why() {
+    let program = Program::new();
+    program.succeed(&["tokenize", "text.txt", "data.tokens"]);
+    let path = program.path("data.tokens");
+    let bytes = std::fs::read(&path).expect("a token file");
+    std::fs::write(&path, &bytes[..bytes.len() - 100]).expect("a shorter token file");
+    std::fs::write(program.path("config.toml"), {
+        let config = std::fs::read_to_string(program.path("config.toml")).expect("a config");
+        config.replace("text = \"text.txt\"", "tokens = \"data.tokens\"")
+    })
+    .expect("a config");
+    let child = program.mpirun(2, &["train", "config.toml"]).spawn().expect("mpirun starts");
+    let output = wait_within(child, Duration::from_secs(10));
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("data.tokens") && said.contains("rank "), "{said}");
+}
+
+#[test]
+fn a_full_disk_costs_the_new_checkpoint_and_not_the_old_ones() {
+    let program = Program::new();
+    let disk = program.path("disk");
+    std::fs::create_dir(&disk).expect("a folder");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(&disk)
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        eprintln!("skipped: this user cannot mount a small disk");
+        return;
+    }
+    let _unmount = Unmount(&disk);
+    // A checkpoint takes some 500 kB, so that two do not fit, and a new one is made before an old
+    // one goes.
+    program.train(1, &["run.dir='disk'", "run.steps=10", "metrics.tensorboard=false"]);
+    let good = program.hash("disk", 10);
+    let resumed = ["train", "config.toml", "--resume", "--set", "run.dir='disk'", "--set"];
+    let resumed = [&resumed[..], &["run.steps=12", "--set", "metrics.tensorboard=false"]].concat();
+    let _ = std::fs::write(disk.join("filler"), vec![0u8; 1 << 20]);
+    let said = program.fail(&resumed);
+    assert!(said.contains("step-00000012") || said.contains("space"), "{said}");
+    assert_eq!(program.hash("disk", 10), good);
+}
+
+struct Unmount<'a>(&'a std::path::Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+fn send(signal: &str, pid: u32) {
+    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
+    assert!(status.expect("kill runs").success(), "no process {pid}");
+}
+
+/// The process of a rank that `mpirun` started, found by its environment.
+fn rank_pid(mpirun: u32, rank: usize) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{mpirun}/task/{mpirun}/children"));
+    let children = children.expect("mpirun runs");
+    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.find(|pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes())
+    })
+    .unwrap_or_else(|| panic!("mpirun {mpirun} has no rank {rank}"))
+}

@@ -1,0 +1,136 @@
+//! Tiny models with their values as `scripts/fixtures.py` stored them, and ways to run ours on them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use grove::Clock;
+use grove::model::block::Recompute;
+use grove::model::compute::Compute;
+use grove::model::config::ModelConfig;
+use grove::model::decoder::{Decoder, RunOptions};
+use grove::model::views::Accumulate;
+use grove::pass::{Reduce, Tokens, micro_step};
+use grove::state::{RunState, UnitState};
+use grove_optim::{AdamWConfig, Rule, RuleConfig};
+use safetensors::SafeTensors;
+use tch::{Device, Kind, Tensor};
+
+/// The fixtures: both families, MHA, GQA and MQA, tied and untied heads.
+pub(crate) const NAMES: [&str; 4] =
+    ["llama_mha_untied", "llama_gqa_tied", "llama_mqa_untied", "gpt2_tied"];
+
+/// The rule that the fixtures' ten steps were made with.
+pub(crate) fn adamw() -> Rule {
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    RuleConfig::AdamW(config).build().expect("valid hyper-parameters")
+}
+
+/// One stored model.
+pub(crate) struct Fixture {
+    pub(crate) config: ModelConfig,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Fixture {
+    pub(crate) fn load(name: &str) -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join(format!("../tests/fixtures/{name}.safetensors"));
+        let bytes = std::fs::read(path).expect("the fixtures are committed");
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors file");
+        let metadata = metadata.metadata().as_ref().expect("fixtures have metadata").clone();
+        let config = ModelConfig::from_hf_json(&metadata["config"]).expect("a known family");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();
+            let kind = match view.dtype() {
+                safetensors::Dtype::F64 => Kind::Double,
+                safetensors::Dtype::F32 => Kind::Float,
+                safetensors::Dtype::I64 => Kind::Int64,
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, Tensor::from_data_size(view.data(), &shape, kind))
+        });
+        Self { config, tensors: tensors.collect() }
+    }
+
+    pub(crate) fn get(&self, name: &str) -> &Tensor {
+        self.tensors.get(name).unwrap_or_else(|| panic!("the fixture has {name}"))
+    }
+
+    /// The stored parameters in f64, by name.
+    pub(crate) fn params(&self) -> BTreeMap<String, Tensor> {
+        let params = self.tensors.iter().filter_map(|(name, tensor)| {
+            Some((name.strip_prefix("param.")?.to_owned(), tensor.to_kind(Kind::Double)))
+        });
+        params.collect()
+    }
+}
+
+/// Our model with a fixture's parameters.
+pub(crate) struct Subject {
+    pub(crate) compute: Compute,
+    pub(crate) model: Decoder,
+    pub(crate) state: RunState,
+}
+
+impl Subject {
+    pub(crate) fn new(fixture: &Fixture, kind: Kind, recompute: Recompute) -> Self {
+        tch::set_num_threads(2);
+        let compute = Compute::new(Device::Cpu, kind, 2);
+        let options = RunOptions {
+            sequence_length: fixture.config.spec().max_positions,
+            recompute,
+            // Fewer rows than positions, so that the head works in several chunks.
+            logits_rows: 10,
+        };
+        let model = Decoder::new(&compute, &fixture.config, options);
+        let mut state = RunState::allocate(&compute, model.units(), &adamw()).expect("a layout");
+        for unit in &state.units {
+            for place in unit.layout.params() {
+                let values = fixture.get(&format!("param.{}", place.name)).view(-1);
+                part(&unit.masters, place).copy_(&values);
+            }
+        }
+        state.refresh_working();
+        Self { compute, model, state }
+    }
+
+    /// Gradients of the summed loss of `[B, S + 1]` tokens; returns the summed loss.
+    pub(crate) fn forward_backward(&self, tokens: &Tensor, accumulate: Accumulate) -> f64 {
+        let (batch, _) = tokens.size2().expect("tokens are [B, S + 1]");
+        let rows: Vec<i64> = Vec::try_from(tokens.reshape([-1])).expect("ids");
+        let rows: Vec<u32> = rows.into_iter().map(|id| id as u32).collect();
+        let tokens = Tokens::new(&self.compute, &rows, batch as usize);
+        let (model, units) = (&self.model, &self.state.units);
+        let order = (accumulate, Reduce::Later);
+        let result = micro_step(model, &self.compute, units, &tokens, order, &mut Clock::new());
+        result.expect("no collective, no error").loss_sum.double_value(&[])
+    }
+}
+
+/// The part of a flat buffer that holds a parameter.
+pub(crate) fn part(flat: &Tensor, place: &grove_parallel::layout::ParamPlace) -> Tensor {
+    flat.narrow(0, place.offset as i64, place.numel as i64)
+}
+
+/// Every parameter's part of one of the units' buffers, by name.
+pub(crate) fn by_name(
+    units: &[UnitState],
+    buffer: impl Fn(&UnitState) -> &Tensor,
+) -> BTreeMap<String, Tensor> {
+    units
+        .iter()
+        .flat_map(|unit| unit.layout.params().iter().map(move |place| (unit, place)))
+        .map(|(unit, place)| {
+            let values = part(buffer(unit), place).view(place.shape.as_slice());
+            (place.name.clone(), values)
+        })
+        .collect()
+}
+
+/// Largest difference over largest reference value.
+pub(crate) fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
+    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    let scale = expected.abs().max().double_value(&[]);
+    (found.view(-1) - expected.view(-1)).abs().max().double_value(&[]) / scale
+}

@@ -1,0 +1,159 @@
+//! Our models against Hugging Face's: logits, loss, every gradient, and ten steps of AdamW.
+
+use grove::model::block::Recompute;
+use grove::model::plain::PlainModel;
+use grove::model::views::Accumulate;
+use grove::pass::logits;
+use grove::update::{Update, apply, squared_grad_norm};
+use grove_optim::{Groups, clip_scale};
+use tch::{Kind, Tensor};
+
+use crate::fixture::{Fixture, NAMES, Subject, adamw, by_name, relative_error};
+
+/// f64 rounds at 1e-16 and a tiny model adds up some thousand terms; the rest is room.
+const F64: f64 = 1e-10;
+/// f32 rounds at 6e-8; sums of some hundred terms, twice over for backward.
+const F32: f64 = 1e-5;
+
+fn tolerance(kind: Kind) -> f64 {
+    if kind == Kind::Double { F64 } else { F32 }
+}
+
+fn for_each_fixture(check: impl Fn(&str, &Fixture, Kind)) {
+    for name in NAMES {
+        let fixture = Fixture::load(name);
+        for kind in [Kind::Double, Kind::Float] {
+            check(&format!("{name} {kind:?}"), &fixture, kind);
+        }
+    }
+}
+
+#[test]
+fn logits_equal_hugging_face() {
+    for_each_fixture(|label, fixture, kind| {
+        let subject = Subject::new(fixture, kind, Recompute::None);
+        let tokens = fixture.get("tokens");
+        let inputs = tokens.narrow(1, 0, tokens.size()[1] - 1).contiguous();
+        let found = logits(&subject.model, &subject.compute, &subject.state.units, &inputs);
+        let error = relative_error(&found, fixture.get("logits"));
+        assert!(error < tolerance(kind), "{label}: logits are off by {error:e}");
+    });
+}
+
+#[test]
+fn loss_and_gradients_equal_hugging_face() {
+    for_each_fixture(|label, fixture, kind| {
+        let subject = Subject::new(fixture, kind, Recompute::None);
+        let tokens = fixture.get("tokens");
+        let num_targets = (tokens.size()[0] * (tokens.size()[1] - 1)) as f64;
+        let loss = subject.forward_backward(tokens, Accumulate::Overwrite) / num_targets;
+        let expected = fixture.get("loss").double_value(&[]);
+        let error = (loss - expected).abs() / expected;
+        assert!(error < tolerance(kind), "{label}: loss {loss}, expected {expected}");
+        for (name, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
+            let expected = fixture.get(&format!("grad.{name}"));
+            let error = relative_error(&(grad / num_targets), expected);
+            assert!(error < tolerance(kind), "{label}: the gradient of {name} is off by {error:e}");
+        }
+    });
+}
+
+#[test]
+fn ten_steps_of_adamw_equal_hugging_face() {
+    for_each_fixture(|label, fixture, kind| {
+        let mut subject = Subject::new(fixture, kind, Recompute::Elementwise);
+        let (rule, groups) = (adamw(), Groups::default());
+        let steps = fixture.get("step_tokens");
+        for step in 0..steps.size()[0] {
+            let tokens = steps.get(step);
+            let num_targets = (tokens.size()[0] * (tokens.size()[1] - 1)) as f64;
+            let loss = subject.forward_backward(&tokens, Accumulate::Overwrite) / num_targets;
+            let expected = fixture.get("step_losses").double_value(&[step]);
+            let error = (loss - expected).abs() / expected;
+            assert!(error < tolerance(kind), "{label} step {step}: loss {loss}, not {expected}");
+            let squared = squared_grad_norm(&subject.compute, &subject.state.units);
+            let norm = squared.expect("a norm").sqrt() / num_targets;
+            let grad_scale = clip_scale(norm, 1.0) / num_targets;
+            let step = step as u64 + 1;
+            let update = Update { rule: &rule, groups: &groups, lr: 1e-3, grad_scale, step };
+            apply(&subject.compute, &mut subject.state.units, &update).expect("an update");
+        }
+        for (name, master) in by_name(&subject.state.units, |unit| &unit.masters) {
+            let expected = fixture.get(&format!("after.{name}"));
+            let error = if name.ends_with("c_attn.bias") {
+                // The bias of keys shifts all scores of a query alike, so its gradient is zero and
+                // Adam turns rounding noise into full steps: only queries and values are compared.
+                let ends = |bias: &Tensor| {
+                    let third = bias.size()[0] / 3;
+                    Tensor::cat(&[bias.narrow(0, 0, third), bias.narrow(0, 2 * third, third)], 0)
+                };
+                relative_error(&ends(&master), &ends(expected))
+            } else {
+                relative_error(&master, expected)
+            };
+            assert!(error < tolerance(kind), "{label}: {name} after the steps is off by {error:e}");
+        }
+    });
+}
+
+#[test]
+fn bf16_stays_near_hugging_face() {
+    // bf16 rounds at 2^-9 = 2e-3, and each of some ten roundings on the way adds its own.
+    const BF16: f64 = 2e-2;
+    for name in NAMES {
+        let fixture = Fixture::load(name);
+        let subject = Subject::new(&fixture, Kind::BFloat16, Recompute::None);
+        let tokens = fixture.get("tokens");
+        let num_targets = (tokens.size()[0] * (tokens.size()[1] - 1)) as f64;
+        let loss = subject.forward_backward(tokens, Accumulate::Overwrite) / num_targets;
+        let expected = fixture.get("loss").double_value(&[]);
+        assert!((loss - expected).abs() / expected < BF16, "{name}: {loss}, not {expected}");
+        for (param, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
+            let expected = fixture.get(&format!("grad.{param}"));
+            let difference = (grad / num_targets).to_kind(Kind::Double) - expected;
+            let error = difference.norm().double_value(&[]) / expected.norm().double_value(&[]);
+            assert!(error < 2.0 * BF16, "{name}: the gradient of {param} is off by {error:e}");
+        }
+    }
+}
+
+#[test]
+fn the_plain_model_is_the_same_function() {
+    // Two ways of writing one f64 computation, so only the order of sums differs.
+    const SAME: f64 = 1e-12;
+    for name in NAMES {
+        let fixture = Fixture::load(name);
+        let subject = Subject::new(&fixture, Kind::Double, Recompute::None);
+        let loss = subject.forward_backward(fixture.get("tokens"), Accumulate::Overwrite);
+        let weights = fixture.params().into_iter();
+        let weights =
+            weights.map(|(name, weight)| (name, weight.set_requires_grad(true))).collect();
+        let plain = PlainModel::new(&fixture.config).loss_sum(&weights, fixture.get("tokens"));
+        plain.backward();
+        assert!((plain.double_value(&[]) - loss).abs() / loss < SAME, "{name}: loss");
+        for (param, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
+            let error = relative_error(&grad, &weights[&param].grad());
+            assert!(error < SAME, "{name}: the gradients of {param} differ by {error:e}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_micro_batches_add_up() {
+    for name in NAMES {
+        let fixture = Fixture::load(name);
+        let tokens = fixture.get("tokens");
+        let whole = Subject::new(&fixture, Kind::Double, Recompute::None);
+        whole.forward_backward(tokens, Accumulate::Overwrite);
+        let halves = Subject::new(&fixture, Kind::Double, Recompute::None);
+        // Whatever is left in the accumulators must not be read by the first micro-batch.
+        halves.state.units.iter().for_each(|unit| drop(unit.grads.shallow_clone().fill_(7.0)));
+        halves.forward_backward(&tokens.narrow(0, 0, 1), Accumulate::Overwrite);
+        halves.forward_backward(&tokens.narrow(0, 1, 1), Accumulate::Add);
+        let expected = by_name(&whole.state.units, |unit| &unit.grads);
+        for (param, grad) in by_name(&halves.state.units, |unit| &unit.grads) {
+            let error = relative_error(&grad, &expected[&param]);
+            assert!(error < F64, "{name}: the sum for {param} is off by {error:e}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Runs the `grove` program in a folder of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// What the smallest run needs, besides `[run]`: a Llama over bytes of a text that is made here.
+const CONFIG: &str = r#"
+seed = 3
+precision = "fp32"
+device = "cpu"
+[run]
+dir = "run"
+steps = 20
+[model]
+model_type = "llama"
+vocab_size = 256
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+[data]
+text = "text.txt"
+tokenizer = "bytes"
+validation_fraction = 0.2
+[batch]
+sequence_length = 16
+micro_batch_size = 2
+micro_batches = 4
+[optim]
+lr = 1e-2
+[schedule]
+kind = "cosine"
+warmup_steps = 2
+[eval]
+every = 10
+[checkpoint]
+every = 10
+[metrics]
+log_every = 1
+peak_tflops = 0.1
+"#;
+
+/// A folder with a config and a text, where the program runs.
+pub(crate) struct Program {
+    folder: TempDir,
+}
+
+/// How many threads each rank gets, so that tests do not compete for cores.
+const THREADS: &str = "1";
+
+impl Program {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(folder.path().join("config.toml"), CONFIG).expect("a config");
+        let line = |i: u32| format!("line {i}: {} and {}.\n", i * 7919 % 101, i * 104_729 % 97);
+        let text: String = (0..400).map(line).collect();
+        std::fs::write(folder.path().join("text.txt"), text).expect("a text");
+        Self { folder }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `grove` with these arguments in the folder.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_grove"));
+        command.args(arguments);
+        self.prepare(command)
+    }
+
+    /// `mpirun` with `ranks` of `grove` with these arguments.
+    pub(crate) fn mpirun(&self, ranks: usize, arguments: &[&str]) -> Command {
+        let mut command = Command::new("mpirun");
+        command
+            .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n"])
+            .arg(ranks.to_string())
+            .arg(env!("CARGO_BIN_EXE_grove"))
+            .args(arguments);
+        self.prepare(command)
+    }
+
+    fn prepare(&self, mut command: Command) -> Command {
+        command
+            .current_dir(self.folder.path())
+            .env("OMP_NUM_THREADS", THREADS)
+            .env("OMP_WAIT_POLICY", "passive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs to the end and expects success.
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
+        expect_success(&self.command(arguments).output().expect("the program starts"))
+    }
+
+    /// Runs to the end and expects failure; returns standard error.
+    pub(crate) fn fail(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("the program starts");
+        assert!(!output.status.success(), "it was to fail: {}", stdout(&output));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    /// Trains with these overrides, expecting success, on `ranks` ranks.
+    pub(crate) fn train(&self, ranks: usize, overrides: &[&str]) -> String {
+        let mut arguments = vec!["train", "config.toml"];
+        for over in overrides {
+            arguments.extend(["--set", over]);
+        }
+        let output = if ranks == 1 {
+            self.command(&arguments).output()
+        } else {
+            self.mpirun(ranks, &arguments).output()
+        };
+        expect_success(&output.expect("the program starts"))
+    }
+
+    /// `ckpt hash` of a run's checkpoint.
+    pub(crate) fn hash(&self, run: &str, step: u64) -> String {
+        let folder = format!("{run}/checkpoints/step-{step:08}");
+        self.succeed(&["ckpt", "hash", &folder]).trim().to_owned()
+    }
+
+    /// `(step, loss)` of every step record of a run, with the loss as it was written.
+    pub(crate) fn losses(&self, run: &str) -> Vec<(u64, f64)> {
+        let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).expect("metrics");
+        let records = text.lines().map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).expect("a JSON record")
+        });
+        records
+            .filter(|record| record["kind"] == "step")
+            .map(|record| {
+                (record["step"].as_u64().expect("a step"), record["loss"].as_f64().expect("a loss"))
+            })
+            .collect()
+    }
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn expect_success(output: &Output) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{errors}\n{}", output.status, stdout(output));
+    stdout(output)
+}
+
+/// Waits until `path` exists, for at most a minute.
+pub(crate) fn wait_for(path: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !path.exists() {
+        assert!(Instant::now() < deadline, "{} did not appear", path.display());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits for the end of a child, for at most `limit`, and returns what it said.
+pub(crate) fn wait_within(mut child: Child, limit: Duration) -> Output {
+    let deadline = Instant::now() + limit;
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() >= deadline {
+            child.kill().expect("a child that still runs");
+            panic!("the program did not end within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().expect("a child that has ended")
+}

@@ -1,0 +1,40 @@
+//! Checkpoints: folders that are always a Hugging Face model and always whole.
+//!
+//! ```text
+//! <run>/checkpoints/step-00000020/
+//!   config.json  model.safetensors  tokenizer.json ...   what any Hugging Face tool loads
+//!   grove/masters.safetensors                            masters in fp32 or fp64, by parameter
+//!   grove/optimizer.safetensors                          optimizer state, `<kind>/<parameter>`
+//!   grove/run.json                                       where the run was: [`RunStateRecord`]
+//!   manifest.json                                        size and sha256 of each file above
+//! ```
+//!
+//! A checkpoint is written into a `.partial-` folder, put on the disk and published by one
+//! rename; `manifest.json` is written last. So a folder named `step-` whose files have the sizes
+//! of its manifest is whole. Tensors are stored by parameter name and whole, so a checkpoint
+//! loads at any rank count and ZeRO stage. Nothing here knows tensors of the compute library:
+//! bytes go in and come out.
+
+mod error;
+mod find;
+mod hash;
+mod layout;
+mod manifest;
+mod open;
+mod record;
+mod retain;
+mod save;
+mod staging;
+mod tensor_file;
+mod tensor_writer;
+#[cfg(test)]
+mod tests;
+
+pub use error::{Error, Finding, Mismatch};
+pub use find::{Damaged, Survey, Whole, latest, list, survey};
+pub use hash::{hash_masters, hash_tensors};
+pub use open::Checkpoint;
+pub use record::{Dtype, RunStateRecord, TensorRecord, TensorSpec};
+pub use retain::{clear_stale, prune};
+pub use save::{Contents, ExtraFile, save};
+pub use tensor_file::{TensorFile, TensorView};

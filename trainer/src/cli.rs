@@ -1,0 +1,267 @@
+//! The command line: what `grove` can be asked, and the answers.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
+use grove_parallel::collective::LocalCollective;
+use tch::{Device, Kind};
+
+use crate::checkpoint::hash_masters;
+use crate::config::{self, Plan};
+use crate::eval::{Evaluation, evaluate};
+use crate::loaded::LoadedModel;
+use crate::model::compute::Compute;
+use crate::sample::{Sampling, continue_tokens};
+use crate::signals::StopRequest;
+
+/// Distributed pre-training of decoder-only language models.
+#[derive(Debug, Parser)]
+#[command(version, about, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train what a TOML file says.
+    Train(Train),
+    /// Print the resolved plan of a TOML file.
+    Plan(Configured),
+    /// Turn a text file into a token file.
+    Tokenize(Tokenize),
+    /// Continue a prompt with a trained model.
+    Sample(Sample),
+    /// Mean loss of a trained model on a token file.
+    Eval(Eval),
+    /// Look at checkpoints.
+    #[command(subcommand)]
+    Ckpt(Ckpt),
+}
+
+/// A config file with overrides.
+#[derive(Debug, Args)]
+pub struct Configured {
+    /// The TOML file.
+    pub file: PathBuf,
+    /// Override a key, e.g. `--set optim.lr=1e-3`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+impl Configured {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// All that is wrong with the file or the overrides.
+    pub fn plan(&self) -> Result<Plan> {
+        Ok(config::load(&self.file, &self.overrides)?)
+    }
+}
+
+/// `grove train`.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// What to train.
+    #[command(flatten)]
+    pub configured: Configured,
+    /// Continue from the run's newest checkpoint, if it has one.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// `grove tokenize`.
+#[derive(Debug, Args)]
+pub struct Tokenize {
+    /// The text, UTF-8 (any bytes for the byte tokenizer).
+    text: PathBuf,
+    /// The token file to write.
+    out: PathBuf,
+    /// `bytes`, a `tokenizer.json`, or a folder with one (or with vocab.json and merges.txt).
+    #[arg(long, default_value = "bytes")]
+    tokenizer: String,
+}
+
+/// `grove sample`.
+#[derive(Debug, Args)]
+pub struct Sample {
+    /// A checkpoint, a run's folder (its newest checkpoint), or a Hugging Face folder.
+    model: PathBuf,
+    /// The text to continue.
+    #[arg(long, default_value = "\n")]
+    prompt: String,
+    /// Tokens to add.
+    #[arg(long, default_value_t = 200)]
+    tokens: usize,
+    /// Logits are divided by it; 0 takes the most likely token.
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// Draw among this many most likely tokens; 0 among all.
+    #[arg(long, default_value_t = 0)]
+    top_k: usize,
+    /// Keys the random numbers.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Another tokenizer than the model's own.
+    #[arg(long)]
+    tokenizer: Option<String>,
+}
+
+/// `grove eval`.
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// A checkpoint, a run's folder (its newest checkpoint), or a Hugging Face folder.
+    model: PathBuf,
+    /// The token file.
+    tokens: PathBuf,
+    /// Positions in a sequence; the model's longest by default.
+    #[arg(long)]
+    sequence_length: Option<usize>,
+    /// Sequences computed at once.
+    #[arg(long, default_value_t = 4)]
+    batch_size: usize,
+    /// Another tokenizer than the model's own, to count bytes.
+    #[arg(long)]
+    tokenizer: Option<String>,
+}
+
+/// `grove ckpt`.
+#[derive(Debug, Subcommand)]
+pub enum Ckpt {
+    /// One sha256 over all master weights in the order of their names.
+    Hash {
+        /// The checkpoint's folder.
+        folder: PathBuf,
+    },
+}
+
+impl Tokenize {
+    /// Writes the token file and says what it holds.
+    ///
+    /// # Errors
+    /// If the text cannot be read or the file not be written.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let tokenizer = Tokenizer::from_spec(&self.tokenizer)?;
+        let summary = tokenize_text_file(&self.text, &self.out, &tokenizer)?;
+        let (tokens, bytes) = (summary.num_tokens, summary.num_bytes);
+        let per_token = bytes as f64 / tokens as f64;
+        let path = self.out.display();
+        writeln!(out, "{path}: {tokens} tokens of {bytes} bytes, {per_token:.2} bytes a token")?;
+        Ok(())
+    }
+}
+
+impl Sample {
+    /// Prints the prompt and its continuation.
+    ///
+    /// # Errors
+    /// If the model or its tokenizer cannot be loaded.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let compute = inference_compute();
+        let model = LoadedModel::open(&self.model, &compute)?;
+        let tokenizer = model.tokenizer(self.tokenizer.as_deref())?;
+        let prompt = tokenizer.encode(&self.prompt)?;
+        anyhow::ensure!(!prompt.is_empty(), "--prompt has no tokens; give at least one character");
+        let sampling = Sampling {
+            num_tokens: self.tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            seed: self.seed,
+        };
+        let window = model.decoder.spec.max_positions;
+        let layers = (&model.decoder, &compute);
+        let tokens = continue_tokens(layers, &model.state.units, &prompt, window, &sampling);
+        writeln!(out, "{}", tokenizer.decode(&tokens)?)?;
+        Ok(())
+    }
+}
+
+impl Eval {
+    /// Prints loss, perplexity and bits per byte.
+    ///
+    /// # Errors
+    /// If the model or the tokens cannot be loaded, or do not fit each other.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let compute = inference_compute();
+        let model = LoadedModel::open(&self.model, &compute)?;
+        let file = TokenFile::open(&self.tokens)?;
+        let (found, expected) = (file.vocab_size() as usize, model.decoder.spec.vocab_size);
+        if found > expected {
+            let path = self.tokens.clone();
+            return Err(crate::Error::Vocabulary { path, expected, found }.into());
+        }
+        let longest = model.decoder.spec.max_positions;
+        let length = self.sequence_length.unwrap_or(longest);
+        anyhow::ensure!(
+            (1..=longest).contains(&length),
+            "--sequence-length {length} is not in 1..={longest}, the model's positions"
+        );
+        let range = 0..file.num_tokens();
+        let windows = Validation::new(file.into(), range, length, self.batch_size)?;
+        let evaluation = evaluate(
+            (&model.decoder, &compute),
+            &model.state.units,
+            (&windows, 0),
+            &LocalCollective::new(),
+            &StopRequest::never(),
+        )?;
+        let Evaluation::Loss(loss) = evaluation else {
+            unreachable!("nobody asks this evaluation to stop")
+        };
+        let num_tokens = windows.num_batches() * (self.batch_size * length) as u64;
+        write!(out, "{num_tokens} tokens: loss {loss:.5}, perplexity {:.4}", loss.exp())?;
+        match self.bytes_per_token(&model, &windows)? {
+            Some(bytes) => {
+                writeln!(out, ", bits per byte {:.5}", loss / std::f64::consts::LN_2 / bytes)?;
+            }
+            None => writeln!(out)?,
+        }
+        Ok(())
+    }
+
+    /// Mean bytes of the text of a target token; `None` if the model's tokenizer is not known.
+    fn bytes_per_token(&self, model: &LoadedModel, windows: &Validation) -> Result<Option<f64>> {
+        if self.tokenizer.is_none() && model.tokenizer.is_none() {
+            return Ok(None);
+        }
+        let tokenizer = model.tokenizer(self.tokenizer.as_deref())?;
+        let (mut bytes, mut tokens) = (0, 0);
+        for index in 0..windows.num_batches() {
+            let batch = windows.batch(index)?;
+            for row in batch.tokens.chunks(batch.sequence_length + 1) {
+                bytes += tokenizer.num_bytes(&row[1..])?;
+                tokens += row.len() - 1;
+            }
+        }
+        Ok(Some(bytes as f64 / tokens as f64))
+    }
+}
+
+impl Ckpt {
+    /// Prints what was asked of a checkpoint.
+    ///
+    /// # Errors
+    /// If the folder is not a checkpoint.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        match self {
+            Self::Hash { folder } => writeln!(out, "{}", hash_of(folder)?)?,
+        }
+        Ok(())
+    }
+}
+
+fn hash_of(folder: &Path) -> Result<String> {
+    hash_masters(folder).with_context(|| format!("no hash of {}", folder.display()))
+}
+
+/// One process on the CPU in f32, on all its cores: for commands that only run a model.
+fn inference_compute() -> Compute {
+    let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    tch::set_num_threads(num_threads as i32);
+    Compute::new(Device::Cpu, Kind::Float, num_threads)
+}

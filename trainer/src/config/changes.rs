@@ -1,0 +1,59 @@
+//! What differs between the plan of a checkpoint and the plan of the run that resumes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use toml::{Table, Value};
+
+use super::layers::flatten;
+use super::plan::{Plan, Schedule};
+
+/// Keys and tables that may change over a resume: where results go, how often things are reported,
+/// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
+/// until they are added here.
+const HARMLESS: [&str; 9] = [
+    "device",
+    "run.dir",
+    "memory.",
+    "parallel.",
+    "eval.",
+    "checkpoint.",
+    "metrics.",
+    "sample.",
+    "derived.",
+];
+
+impl Plan {
+    /// The keys whose change would silently change what a resumed run means, each as
+    /// `key: this plan's value -> the other's`, sorted by key; empty if the run may go on.
+    ///
+    /// `self` is the plan of the checkpoint, `other` the plan of the resuming run. A change of
+    /// `run.steps` counts unless both schedules are constant, since every other shape depends on it.
+    pub fn meaning_changes(&self, other: &Self) -> Vec<String> {
+        let (before, after) = (self.settings(), other.settings());
+        let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let shown = |side: &BTreeMap<String, Value>, key: &str| match side.get(key) {
+            None => "not set".to_owned(),
+            Some(Value::Float(float)) => format!("{float:?}"),
+            Some(other) => other.to_string(),
+        };
+        let is_constant = |plan: &Self| matches!(plan.schedule, Schedule::Constant { .. });
+        let steps_are_harmless = is_constant(self) && is_constant(other);
+        keys.into_iter()
+            .filter(|key| before.get(*key) != after.get(*key) && !is_harmless(key))
+            .filter(|key| !(steps_are_harmless && *key == "run.steps"))
+            .map(|key| format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)))
+            .collect()
+    }
+
+    fn settings(&self) -> BTreeMap<String, Value> {
+        let table = Table::try_from(self);
+        let table = table.expect("a plan holds only TOML types, and its integers fit in i64");
+        flatten(table).into_iter().collect()
+    }
+}
+
+fn is_harmless(key: &str) -> bool {
+    let covers =
+        |prefix: &&str| key == *prefix || (prefix.ends_with('.') && key.starts_with(*prefix));
+    HARMLESS.iter().any(covers)
+}

@@ -1,0 +1,247 @@
+//! Checks of the settings against the schema: unknown keys, wrong types, keys without effect and
+//! missing keys, all of them at once.
+
+use std::path::{Path, PathBuf};
+
+use toml::Value;
+
+use super::error::ConfigError;
+use super::layers::{Origin, Settings, described};
+use super::schema::{self, Applies, EXCLUSIVE, KEYS, Key, Kind};
+
+/// Checks `settings` and brings them into their final form: keys that a higher layer has made
+/// pointless are dropped, and input paths are resolved.
+///
+/// `file` is the run's own file, which missing keys are reported in.
+pub(super) fn check(settings: &mut Settings, file: &Path) -> Vec<ConfigError> {
+    let mut problems = known_and_typed(settings);
+    problems.extend(keep_one_of_each_pair(settings));
+    problems.extend(drop_or_refuse_pointless(settings));
+    problems.extend(missing(settings, file));
+    if problems.is_empty() {
+        resolve_input_paths(settings);
+    }
+    problems
+}
+
+fn known_and_typed(settings: &Settings) -> Vec<ConfigError> {
+    let mut problems = Vec::new();
+    for (path, setting) in &settings.by_path {
+        let origin = setting.origin.to_string();
+        let wrong = |key: &str, expected: String, found: String| ConfigError::WrongType {
+            key: key.to_owned(),
+            origin: origin.clone(),
+            expected,
+            found,
+        };
+        if let Some(key) = schema::find(path) {
+            if let Some(expected) = mismatch(key.kind, &setting.value) {
+                problems.push(wrong(path, expected, described(&setting.value)));
+            }
+        } else if schema::is_table(path) {
+            problems.push(wrong(path, "a table".to_owned(), described(&setting.value)));
+        } else if let Some(scalar) = scalar_above(path) {
+            problems.push(wrong(scalar.path, type_name(scalar.kind), "a table".to_owned()));
+        } else {
+            let nearest = schema::nearest(path).map(str::to_owned);
+            problems.push(ConfigError::UnknownKey { key: path.clone(), origin, nearest });
+        }
+    }
+    problems
+}
+
+/// The known key that `path` treats as a table.
+fn scalar_above(path: &str) -> Option<&'static Key> {
+    let dots = path.match_indices('.').map(|(at, _)| &path[..at]);
+    dots.into_iter().find_map(schema::find)
+}
+
+/// What was expected, if the value is not that.
+fn mismatch(kind: Kind, value: &Value) -> Option<String> {
+    let fits = match kind {
+        Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
+        Kind::Number => is_number(value),
+        Kind::Pair => value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_number)),
+        Kind::Flag => value.is_bool(),
+        Kind::Text => value.is_str(),
+        Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
+        Kind::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+    };
+    if fits {
+        return None;
+    }
+    let meant = match (kind, value) {
+        (Kind::OneOf(words), Value::String(text)) => schema::nearest_word(text, words),
+        _ => None,
+    };
+    let hint = meant.map_or_else(String::new, |word| format!(" (did you mean {word:?}?)"));
+    Some(type_name(kind) + &hint)
+}
+
+fn is_number(value: &Value) -> bool {
+    value.is_integer() || value.as_float().is_some_and(f64::is_finite)
+}
+
+fn type_name(kind: Kind) -> String {
+    match kind {
+        Kind::Count => "an integer of at least 0".to_owned(),
+        Kind::Number => "a finite number".to_owned(),
+        Kind::Pair => "an array of two finite numbers".to_owned(),
+        Kind::Flag => "true or false".to_owned(),
+        Kind::Text => "a string".to_owned(),
+        Kind::InputPath => "the path of a file".to_owned(),
+        Kind::Tokenizer => "\"bytes\" or the path of a file".to_owned(),
+        Kind::OneOf(words) => {
+            let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+            quoted.join(" or ")
+        }
+    }
+}
+
+/// Of two exclusive keys the higher layer's stays; in one layer they are an error.
+fn keep_one_of_each_pair(settings: &mut Settings) -> Vec<ConfigError> {
+    let mut problems = Vec::new();
+    for (first, second) in EXCLUSIVE {
+        let (Some(a), Some(b)) = (settings.by_path.get(first), settings.by_path.get(second)) else {
+            continue;
+        };
+        if a.layer == b.layer {
+            problems.push(ConfigError::Exclusive {
+                first: first.to_owned(),
+                second: second.to_owned(),
+                origin: a.origin.to_string(),
+            });
+        }
+        let lower = if a.layer < b.layer { first } else { second };
+        settings.by_path.remove(lower);
+    }
+    problems
+}
+
+/// A key that cannot take effect is dropped if a higher layer took its effect away (`--set
+/// optim.rule=lion` over a file with `optim.eps`), else it is an error.
+fn drop_or_refuse_pointless(settings: &mut Settings) -> Vec<ConfigError> {
+    let mut problems = Vec::new();
+    let mut pointless = Vec::new();
+    for (path, setting) in &settings.by_path {
+        let Some(key) = schema::find(path) else { continue };
+        let Some(obstacle) = key.applies.iter().find_map(|applies| obstacle(settings, *applies))
+        else {
+            continue;
+        };
+        let cause = settings.by_path.get(obstacle.key);
+        if cause.is_some_and(|cause| cause.layer > setting.layer) {
+            pointless.push(path.clone());
+        } else {
+            problems.push(ConfigError::NoEffect {
+                key: path.clone(),
+                origin: setting.origin.to_string(),
+                because: obstacle.because,
+            });
+        }
+    }
+    for path in pointless {
+        settings.by_path.remove(&path);
+    }
+    problems
+}
+
+fn missing(settings: &Settings, file: &Path) -> Vec<ConfigError> {
+    let wanted = KEYS.iter().filter(|key| key.required && !settings.by_path.contains_key(key.path));
+    let applying = wanted.filter(|key| match key.applies[0] {
+        // With the family unknown, its keys are not missed: `model_type` itself is.
+        Applies::Family(family) => settings.text("model.model_type") == Some(family),
+        _ => true,
+    });
+    let origin = file.display().to_string();
+    applying
+        .map(|key| ConfigError::MissingKey {
+            key: key.path.to_owned(),
+            origin: origin.clone(),
+            about: key.about.to_owned(),
+        })
+        .collect()
+}
+
+/// Why a key cannot take effect, and which key decides it.
+struct Obstacle {
+    key: &'static str,
+    because: String,
+}
+
+fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let word = |key, default| settings.text(key).unwrap_or(default);
+    let blocked = |holds: bool, key, because: String| (!holds).then_some(Obstacle { key, because });
+    match applies {
+        Applies::Always => None,
+        Applies::Family(family) => {
+            let own = word("model.model_type", family);
+            blocked(own == family, "model.model_type", format!("model.model_type = {own:?}"))
+        }
+        Applies::Rule(rule) => {
+            let own = word("optim.rule", super::OptimPlan::DEFAULT_RULE);
+            blocked(own == rule, "optim.rule", format!("optim.rule = {own:?}"))
+        }
+        Applies::Schedule(kinds) => {
+            let own = word("schedule.kind", super::Schedule::DEFAULT_KIND);
+            let because = format!("schedule.kind = {own:?}");
+            blocked(kinds.contains(&own), "schedule.kind", because)
+        }
+        Applies::Validation => {
+            let keys = ["data.validation_fraction", "data.validation_tokens"];
+            let some = keys.iter().any(|key| settings.by_path.contains_key(*key));
+            let because = "neither data.validation_fraction nor data.validation_tokens is set";
+            blocked(some, keys[0], because.to_owned())
+        }
+        Applies::Sampling => {
+            let tokens = settings.number("sample.tokens").unwrap_or(0.0);
+            blocked(tokens != 0.0, "sample.tokens", "sample.tokens = 0".to_owned())
+        }
+        Applies::RandomSampling => {
+            let temperature = settings.number("sample.temperature").unwrap_or(1.0);
+            let because = "sample.temperature = 0 takes the largest logit".to_owned();
+            blocked(temperature != 0.0, "sample.temperature", because)
+        }
+        Applies::Biases => {
+            let family = word("model.model_type", "gpt2");
+            let because = format!("model.model_type = {family:?} has no biases");
+            blocked(family == "gpt2", "model.model_type", because)
+        }
+        Applies::OwnHead => own_head(settings),
+        Applies::Decay => {
+            let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
+            blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
+        }
+    }
+}
+
+fn own_head(settings: &Settings) -> Option<Obstacle> {
+    let tie = settings.by_path.get("model.tie_word_embeddings");
+    if settings.text("model.model_type") == Some("gpt2") {
+        let because = "the head of model.model_type = \"gpt2\" is its embedding".to_owned();
+        return Some(Obstacle { key: "model.model_type", because });
+    }
+    let tied = tie.and_then(|setting| setting.value.as_bool()).unwrap_or(false);
+    let because = "model.tie_word_embeddings = true makes the head the embedding".to_owned();
+    tied.then_some(Obstacle { key: "model.tie_word_embeddings", because })
+}
+
+/// An input path stays as written if it exists from the current directory, else becomes relative
+/// to the folder of the file that wrote it if it exists there, else stays as written.
+fn resolve_input_paths(settings: &mut Settings) {
+    for (path, setting) in &mut settings.by_path {
+        let kind = schema::find(path).map(|key| key.kind);
+        let (Value::String(written), Origin::File(file)) = (&setting.value, &setting.origin) else {
+            continue;
+        };
+        let is_path = match kind {
+            Some(Kind::InputPath) => true,
+            Some(Kind::Tokenizer) => written != "bytes",
+            _ => false,
+        };
+        let beside: PathBuf = file.with_file_name("").join(written);
+        if is_path && !Path::new(written).exists() && beside.exists() {
+            setting.value = Value::String(beside.display().to_string());
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
+//! itself a configuration, apart from its `[derived]` table.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::ConfigError;
+use crate::model::config::{ModelConfig, Precision};
+
+/// All that a run needs to know, printed at its start and saved with each of its checkpoints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The number that all randomness is keyed by.
+    pub seed: u64,
+    /// The arithmetic.
+    pub precision: Precision,
+    /// Where to compute.
+    pub device: Device,
+    /// The run itself.
+    pub run: RunPlan,
+    /// The model, under its Hugging Face keys.
+    pub model: ModelConfig,
+    /// What to read.
+    pub data: DataPlan,
+    /// The shape of a step.
+    pub batch: BatchPlan,
+    /// The update rule.
+    pub optim: OptimPlan,
+    /// The learning rate over the steps.
+    pub schedule: Schedule,
+    /// What to trade for memory.
+    pub memory: MemoryPlan,
+    /// How ranks share the work.
+    pub parallel: ParallelPlan,
+    /// Evaluation; none without validation data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<EvalPlan>,
+    /// Checkpoints.
+    pub checkpoint: CheckpointPlan,
+    /// What is reported.
+    pub metrics: MetricsPlan,
+    /// The text sampled at each evaluation; none if not wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<SamplePlan>,
+    /// Numbers that follow from the others.
+    pub derived: Derived,
+}
+
+impl Plan {
+    /// The plan as TOML, as it is printed and saved.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a plan holds only TOML types, and its integers fit in i64")
+    }
+
+    /// Reads what [`Plan::to_toml`] wrote.
+    ///
+    /// # Errors
+    /// [`ConfigError::SavedPlan`] if the text is not a plan of this version.
+    pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error: toml::de::Error| ConfigError::SavedPlan {
+            message: error.message().trim_end().replace('\n', ", "),
+        })
+    }
+
+    /// Checks that the micro-batches of a step divide over `ranks`; each rank then computes
+    /// `micro_batches / ranks` of them.
+    ///
+    /// # Errors
+    /// [`ConfigError::Ranks`] if they do not.
+    ///
+    /// # Panics
+    /// If `ranks` is 0.
+    pub fn check_ranks(&self, ranks: usize) -> Result<(), ConfigError> {
+        let (micro_batches, ranks) = (self.batch.micro_batches, ranks as u64);
+        assert!(ranks > 0, "a run has at least one rank");
+        if micro_batches.is_multiple_of(ranks) {
+            Ok(())
+        } else {
+            Err(ConfigError::Ranks { micro_batches, ranks })
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// CUDA where there is a device, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// One CUDA device a rank.
+    Cuda,
+}
+
+/// `[run]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunPlan {
+    /// The folder the run writes to, relative to the current directory.
+    pub dir: PathBuf,
+    /// Number of optimizer steps.
+    pub steps: u64,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataPlan {
+    /// The training data; in TOML the key `tokens` or `text`.
+    #[serde(flatten)]
+    pub source: DataSource,
+    /// The tokenizer: always there for text, and wherever samples are drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<Tokenizer>,
+    /// The validation data; in TOML the key `validation_fraction` or `validation_tokens`.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<Validation>,
+}
+
+/// The training data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataSource {
+    /// A token file.
+    Tokens(PathBuf),
+    /// A text file, to be tokenized first.
+    Text(PathBuf),
+}
+
+/// How text becomes tokens; in TOML one string.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Tokenizer {
+    /// Each byte is a token, 256 in all.
+    Bytes,
+    /// A `tokenizer.json`.
+    File(PathBuf),
+}
+
+impl From<String> for Tokenizer {
+    fn from(text: String) -> Self {
+        if text == "bytes" { Self::Bytes } else { Self::File(text.into()) }
+    }
+}
+
+impl From<Tokenizer> for String {
+    fn from(tokenizer: Tokenizer) -> Self {
+        match tokenizer {
+            Tokenizer::Bytes => "bytes".to_owned(),
+            Tokenizer::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+/// The validation data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Validation {
+    /// This part of the training data, kept out of training; above 0, below 1.
+    #[serde(rename = "validation_fraction")]
+    Fraction(f64),
+    /// A token file of its own.
+    #[serde(rename = "validation_tokens")]
+    Tokens(PathBuf),
+}
+
+/// `[batch]`: a step is `micro_batches` passes over `[micro_batch_size, sequence_length]` tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPlan {
+    /// Predicted tokens of one sequence.
+    pub sequence_length: usize,
+    /// Sequences of one forward pass.
+    pub micro_batch_size: usize,
+    /// Micro-batches of one step, over all ranks.
+    pub micro_batches: u64,
+}
+
+/// `[optim]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimPlan {
+    /// The rule with its own numbers; in TOML the keys `rule`, `betas` and `eps`.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// The peak learning rate.
+    pub lr: f64,
+    /// Decoupled weight decay: a step multiplies weights by `1 - lr * weight_decay`.
+    pub weight_decay: f64,
+    /// The largest global L2 norm of the gradient; 0 for no clipping.
+    pub clip_norm: f64,
+    /// The groups of parameters that the model has.
+    pub groups: BTreeMap<Group, GroupPlan>,
+}
+
+impl OptimPlan {
+    /// The rule of a file that names none.
+    pub(super) const DEFAULT_RULE: &'static str = "adamw";
+}
+
+/// An update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "lowercase")]
+pub enum Rule {
+    /// Loshchilov and Hutter 2019, arXiv:1711.05101.
+    AdamW {
+        /// Decay rates of the first and second moment.
+        betas: [f64; 2],
+        /// Added to the root of the second moment.
+        eps: f64,
+    },
+    /// Chen et al. 2023, arXiv:2302.06675.
+    Lion {
+        /// Decay rates of the update's and the kept moment.
+        betas: [f64; 2],
+    },
+}
+
+/// A kind of parameter that may have its own learning rate and decay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Group {
+    /// Matrices inside blocks.
+    Matrix,
+    /// Token and position embeddings, and with them a tied head.
+    Embedding,
+    /// Weights and biases of norms.
+    Norm,
+    /// Biases of linear layers.
+    Bias,
+    /// The head, where it is not the embedding.
+    Head,
+}
+
+/// `[optim.groups.<group>]`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct GroupPlan {
+    /// Factor on `optim.lr`.
+    pub lr_multiplier: f64,
+    /// Factor on `optim.weight_decay`; left out of TOML where that is 0, as it has no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight_decay_multiplier: Option<f64>,
+}
+
+/// `[schedule]`: a linear warm-up, then one of these shapes, as a factor on `optim.lr`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Schedule {
+    /// 1 to the end.
+    Constant {
+        /// Steps of warm-up.
+        warmup_steps: u64,
+    },
+    /// Half a cosine from 1 to `final_ratio`; Loshchilov and Hutter 2017, arXiv:1608.03983.
+    Cosine {
+        /// Steps of warm-up.
+        warmup_steps: u64,
+        /// The factor at the last step.
+        final_ratio: f64,
+    },
+    /// A straight line from 1 to `final_ratio`; Bergsma et al. 2025, arXiv:2502.15938.
+    Linear {
+        /// Steps of warm-up.
+        warmup_steps: u64,
+        /// The factor at the last step.
+        final_ratio: f64,
+    },
+    /// 1, then a cooldown to `final_ratio`; Hu et al. 2024, arXiv:2404.06395; Haegele et al. 2024,
+    /// arXiv:2405.18392.
+    Wsd {
+        /// Steps of warm-up.
+        warmup_steps: u64,
+        /// The factor at the last step.
+        final_ratio: f64,
+        /// The part of all steps that the cooldown takes; [`Derived::cooldown_steps`] of them.
+        cooldown_fraction: f64,
+    },
+}
+
+impl Schedule {
+    /// The shape of a file that names none.
+    pub(super) const DEFAULT_KIND: &'static str = "cosine";
+
+    /// Steps of linear warm-up.
+    pub fn warmup_steps(&self) -> u64 {
+        match *self {
+            Self::Constant { warmup_steps }
+            | Self::Cosine { warmup_steps, .. }
+            | Self::Linear { warmup_steps, .. }
+            | Self::Wsd { warmup_steps, .. } => warmup_steps,
+        }
+    }
+}
+
+/// `[memory]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// What backward computes again.
+    pub recompute: Recompute,
+    /// Rows of the head (tokens) whose logits exist at once; above 0.
+    pub logits_rows: usize,
+}
+
+/// What is computed again in backward instead of kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    None,
+    /// Norms and activations, but no matrix products.
+    Elementwise,
+    /// Whole blocks from their inputs; Chen et al. 2016, arXiv:1604.06174.
+    Block,
+}
+
+/// `[parallel]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParallelPlan {
+    /// The ZeRO stage.
+    pub zero: u64,
+    /// Threads of a rank; 0 for cores / local ranks, which only the launched ranks know.
+    pub threads: usize,
+    /// Whether ranks compare their parameters after each step.
+    pub check: bool,
+}
+
+/// `[eval]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvalPlan {
+    /// Steps between evaluations; 0 for only at the end.
+    pub every: u64,
+    /// Micro-batches of one evaluation; 0 for the whole validation split.
+    pub batches: u64,
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPlan {
+    /// Steps between checkpoints; 0 for only at the end.
+    pub every: u64,
+    /// How many checkpoints stay; at least 1.
+    pub keep_last: u64,
+    /// Whether to go on from the newest checkpoint in the run's folder.
+    pub resume: bool,
+}
+
+/// `[metrics]`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MetricsPlan {
+    /// Steps between log lines; at least 1.
+    pub log_every: u64,
+    /// Whether to write TensorBoard files.
+    pub tensorboard: bool,
+    /// Peak of one rank in 1e12 floating-point operations per second; 0 to measure it at start.
+    pub peak_tflops: f64,
+}
+
+/// `[sample]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SamplePlan {
+    /// Tokens of one sample; above 0.
+    pub tokens: usize,
+    /// The text it continues.
+    pub prompt: String,
+    /// Divisor of the logits; 0 takes the largest.
+    pub temperature: f64,
+    /// How many of the largest logits to draw from; 0 for all. None at temperature 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+}
+
+/// `[derived]`: numbers that follow from the rest of the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Derived {
+    /// `sequence_length * micro_batch_size * micro_batches`.
+    pub tokens_per_step: u64,
+    /// `tokens_per_step * steps`.
+    pub total_tokens: u64,
+    /// Trained parameters; a tied head counts once.
+    pub num_parameters: u64,
+    /// Model FLOPs of one trained token, forward and backward.
+    pub flops_per_token: u64,
+    /// Steps of the cooldown: `cooldown_fraction * steps`, rounded; 0 but for `wsd`.
+    pub cooldown_steps: u64,
+}

@@ -1,0 +1,290 @@
+//! From a configuration as written to a plan: defaults, derived numbers, and every rule between
+//! values.
+
+mod model;
+mod optim;
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use super::error::{ConfigError, ConfigErrors};
+use super::plan::{
+    BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, MemoryPlan,
+    MetricsPlan, ParallelPlan, Plan, Recompute, RunPlan, SamplePlan, Tokenizer, Validation,
+};
+use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
+use crate::model::config::{ModelConfig, Precision};
+
+/// The most that the fp32 logits of one chunk of the head may take where `memory.logits_rows` is 0.
+/// Larger chunks gain nothing once the product fills the device; smaller ones read the head's
+/// weight more often.
+const LOGITS_BYTES: usize = 256 << 20;
+
+/// Token ids of the byte tokenizer.
+const BYTE_TOKENS: usize = 256;
+
+/// Fills in defaults and checks every value.
+///
+/// # Errors
+/// Every rule that a value breaks.
+pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
+    let mut problems = Problems(Vec::new());
+    let batch = batch(config, &mut problems);
+    let model = model::resolve(&config.model, batch.sequence_length, &mut problems);
+    let Some(model) = model else {
+        return Err(ConfigErrors { problems: problems.0 });
+    };
+    let spec = model.spec();
+    let data = data(config, &model, &mut problems);
+    let steps = config.run.steps;
+    problems.require(steps > 0, "run.steps", steps, "must be above 0", "train for 1 step or more");
+    let (schedule, cooldown_steps) = optim::schedule(&config.schedule, steps, &mut problems);
+    let plan = Plan {
+        seed: config.seed.unwrap_or(1),
+        precision: config.precision.unwrap_or(Precision::Bf16),
+        device: config.device.unwrap_or(Device::Auto),
+        run: RunPlan { dir: run_dir(config), steps },
+        optim: optim::resolve(&config.optim, &spec, &mut problems),
+        schedule,
+        memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
+        parallel: parallel(config, &mut problems),
+        eval: data.validation.is_some().then(|| EvalPlan {
+            every: config.eval.every.unwrap_or(0),
+            batches: config.eval.batches.unwrap_or(0),
+        }),
+        checkpoint: checkpoint(config, &mut problems),
+        metrics: metrics(config, &mut problems),
+        sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
+        derived: Derived {
+            num_parameters: spec.num_parameters(),
+            flops_per_token: spec.flops_per_token(batch.sequence_length),
+            cooldown_steps,
+            ..tokens(&batch, steps, &mut problems)
+        },
+        model,
+        data,
+        batch,
+    };
+    if problems.0.is_empty() { Ok(plan) } else { Err(ConfigErrors { problems: problems.0 }) }
+}
+
+/// The rules found broken so far.
+struct Problems(Vec<ConfigError>);
+
+impl Problems {
+    /// Notes `key = found problem; remedy` unless the rule `holds`.
+    fn require(
+        &mut self,
+        holds: bool,
+        key: &str,
+        found: impl Display,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        if !holds {
+            self.0.push(ConfigError::Invalid {
+                key: key.to_owned(),
+                found: found.to_string(),
+                problem: problem.into(),
+                remedy: remedy.into(),
+            });
+        }
+    }
+
+    /// Notes a number that is not above 0.
+    fn require_positive(&mut self, key: &str, value: f64, remedy: &str) {
+        self.require(value > 0.0, key, Shown(value), "must be above 0", remedy);
+    }
+
+    /// Notes a number below 0.
+    fn require_not_negative(&mut self, key: &str, value: f64, remedy: &str) {
+        self.require(value >= 0.0, key, Shown(value), "must be at least 0", remedy);
+    }
+}
+
+/// A number as TOML writes it: `1e-8`, not `0.00000001`.
+struct Shown(f64);
+
+impl Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+fn run_dir(config: &RunConfig) -> PathBuf {
+    let stem = || config.file.file_stem().map_or_else(|| Path::new("run"), Path::new);
+    config.run.dir.clone().unwrap_or_else(|| Path::new("runs").join(stem()))
+}
+
+fn batch(config: &RunConfig, problems: &mut Problems) -> BatchPlan {
+    let batch = &config.batch;
+    let sizes = [
+        ("batch.sequence_length", batch.sequence_length as u64),
+        ("batch.micro_batch_size", batch.micro_batch_size as u64),
+        ("batch.micro_batches", batch.micro_batches),
+    ];
+    for (key, size) in sizes {
+        problems.require(size > 0, key, size, "must be above 0", "use 1 or more");
+    }
+    BatchPlan {
+        sequence_length: batch.sequence_length,
+        micro_batch_size: batch.micro_batch_size,
+        micro_batches: batch.micro_batches,
+    }
+}
+
+/// Tokens of a step and of the run; both must fit in TOML's integers.
+fn tokens(batch: &BatchPlan, steps: u64, problems: &mut Problems) -> Derived {
+    let per_step = (batch.sequence_length as u64)
+        .checked_mul(batch.micro_batch_size as u64)
+        .and_then(|tokens| tokens.checked_mul(batch.micro_batches));
+    let total = per_step.and_then(|tokens| tokens.checked_mul(steps));
+    let total = total.filter(|tokens| i64::try_from(*tokens).is_ok());
+    problems.require(
+        total.is_some(),
+        "run.steps",
+        steps,
+        "times the tokens of a step is 2^63 or more",
+        "use fewer steps or smaller batches",
+    );
+    Derived {
+        tokens_per_step: per_step.unwrap_or(0),
+        total_tokens: total.unwrap_or(0),
+        num_parameters: 0,
+        flops_per_token: 0,
+        cooldown_steps: 0,
+    }
+}
+
+fn data(config: &RunConfig, model: &ModelConfig, problems: &mut Problems) -> DataPlan {
+    let DataTable { tokens, text, tokenizer, validation_fraction, validation_tokens } =
+        &config.data;
+    let missing = |key: &str, about: &str| ConfigError::MissingKey {
+        key: key.to_owned(),
+        origin: config.file.display().to_string(),
+        about: about.to_owned(),
+    };
+    if tokens.is_none() && text.is_none() {
+        problems.0.push(missing("data.tokens", "a token file, or a text file as data.text"));
+    }
+    if text.is_some() && tokenizer.is_none() {
+        let about = "\"bytes\" or the path of a tokenizer, because data.text is set";
+        problems.0.push(missing("data.tokenizer", about));
+    }
+    if let Some(fraction) = *validation_fraction {
+        problems.require(
+            fraction > 0.0 && fraction < 1.0,
+            "data.validation_fraction",
+            Shown(fraction),
+            "must be above 0 and below 1",
+            "use a part such as 0.05, or remove the key to do without validation",
+        );
+    }
+    let vocab_size = model.spec().vocab_size;
+    problems.require(
+        *tokenizer != Some(Tokenizer::Bytes) || vocab_size >= BYTE_TOKENS,
+        "model.vocab_size",
+        vocab_size,
+        format!("is below the {BYTE_TOKENS} token ids of data.tokenizer = \"bytes\""),
+        format!("use {BYTE_TOKENS} or more"),
+    );
+    let source = match (tokens, text) {
+        (None, Some(text)) => DataSource::Text(text.clone()),
+        (tokens, _) => DataSource::Tokens(tokens.clone().unwrap_or_default()),
+    };
+    let fraction = validation_fraction.map(Validation::Fraction);
+    let validation = fraction.or_else(|| validation_tokens.clone().map(Validation::Tokens));
+    DataPlan { source, tokenizer: tokenizer.clone(), validation }
+}
+
+fn memory(
+    table: &MemoryTable,
+    vocab_size: usize,
+    batch: &BatchPlan,
+    problems: &mut Problems,
+) -> MemoryPlan {
+    let all_rows = batch.sequence_length.saturating_mul(batch.micro_batch_size);
+    let written = table.logits_rows.unwrap_or(0);
+    problems.require(
+        written <= all_rows,
+        "memory.logits_rows",
+        written,
+        format!("is above batch.sequence_length * batch.micro_batch_size = {all_rows}"),
+        format!("use {all_rows} for all rows at once, or 0 to have it chosen"),
+    );
+    let logits_rows = if written > 0 { written } else { chosen_rows(vocab_size, all_rows) };
+    MemoryPlan { recompute: table.recompute.unwrap_or(Recompute::None), logits_rows }
+}
+
+/// The largest power of two of rows whose fp32 logits take at most [`LOGITS_BYTES`], but no more
+/// than there are. At V = 50257: `2^28 / (4 * 50257) = 1335`, so 1024.
+fn chosen_rows(vocab_size: usize, all_rows: usize) -> usize {
+    let fitting = (LOGITS_BYTES / vocab_size.saturating_mul(size_of::<f32>()).max(1)).max(1);
+    (1 << fitting.ilog2()).min(all_rows)
+}
+
+fn parallel(config: &RunConfig, problems: &mut Problems) -> ParallelPlan {
+    let parallel = &config.parallel;
+    let zero = parallel.zero.unwrap_or(0);
+    let problem = if zero <= 3 { "is not there yet" } else { "is not a ZeRO stage" };
+    let remedy = "use 0, with which each rank holds the whole model and optimizer state";
+    problems.require(zero == 0, "parallel.zero", zero, problem, remedy);
+    ParallelPlan {
+        zero,
+        threads: parallel.threads.unwrap_or(0),
+        check: parallel.check.unwrap_or(false),
+    }
+}
+
+fn checkpoint(config: &RunConfig, problems: &mut Problems) -> CheckpointPlan {
+    let table = &config.checkpoint;
+    let keep_last = table.keep_last.unwrap_or(2);
+    let remedy = "keep 1 or more, since the newest is the run's result";
+    problems.require(keep_last > 0, "checkpoint.keep_last", keep_last, "must be above 0", remedy);
+    CheckpointPlan {
+        every: table.every.unwrap_or(0),
+        keep_last,
+        resume: table.resume.unwrap_or(false),
+    }
+}
+
+fn metrics(config: &RunConfig, problems: &mut Problems) -> MetricsPlan {
+    let table = &config.metrics;
+    let log_every = table.log_every.unwrap_or(10);
+    let remedy = "use 1 to log every step";
+    problems.require(log_every > 0, "metrics.log_every", log_every, "must be above 0", remedy);
+    let peak_tflops = table.peak_tflops.unwrap_or(0.0);
+    problems.require_not_negative("metrics.peak_tflops", peak_tflops, "use 0 to have it measured");
+    MetricsPlan { log_every, tensorboard: table.tensorboard.unwrap_or(true), peak_tflops }
+}
+
+fn sample(
+    table: &SampleTable,
+    data: &DataPlan,
+    vocab_size: usize,
+    problems: &mut Problems,
+) -> Option<SamplePlan> {
+    let tokens = table.tokens.filter(|tokens| *tokens > 0)?;
+    problems.require(
+        data.tokenizer.is_some(),
+        "sample.tokens",
+        tokens,
+        "needs a tokenizer for the prompt",
+        "set data.tokenizer to \"bytes\" or a file",
+    );
+    let prompt = table.prompt.clone().unwrap_or_else(|| "\n".to_owned());
+    let remedy = "set text to continue, such as \"\\n\"";
+    problems.require(!prompt.is_empty(), "sample.prompt", "\"\"", "must not be empty", remedy);
+    let temperature = table.temperature.unwrap_or(0.8);
+    problems.require_not_negative("sample.temperature", temperature, "use 0 for the largest logit");
+    let top_k = table.top_k.unwrap_or(0);
+    problems.require(
+        top_k <= vocab_size,
+        "sample.top_k",
+        top_k,
+        format!("is above model.vocab_size = {vocab_size}"),
+        "use 0 to draw from all",
+    );
+    let top_k = (temperature > 0.0).then_some(top_k);
+    Some(SamplePlan { tokens, prompt, temperature, top_k })
+}

@@ -1,0 +1,101 @@
+//! The model: defaults of both families, and the rules of its architecture under their full keys.
+
+use super::super::error::ConfigError;
+use super::super::run_config::{Family, ModelTable};
+use super::Problems;
+use crate::model::config::{
+    Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, default_head_dim,
+};
+
+/// The model of a `[model]` table, or `None` if its sizes do not even determine one.
+pub(super) fn resolve(
+    table: &ModelTable,
+    sequence_length: usize,
+    problems: &mut Problems,
+) -> Option<ModelConfig> {
+    let model = match table.model_type {
+        Family::Llama => llama(table, sequence_length),
+        Family::Gpt2 => Ok(gpt2(table, sequence_length)),
+    };
+    let model = match model {
+        Ok(model) => model,
+        Err(problem) => {
+            problems.0.push(under_model(problem));
+            return None;
+        }
+    };
+    let found = model.problems();
+    let is_sound = found.is_empty();
+    problems.0.extend(found.into_iter().map(under_model));
+    problems.require(
+        table.model_type == Family::Llama || table.tie_word_embeddings != Some(false),
+        "model.tie_word_embeddings",
+        false,
+        "is not possible with model.model_type = \"gpt2\", whose head is its embedding",
+        "remove it or set true",
+    );
+    let max_positions = model.spec().max_positions;
+    let positions_key = match model {
+        ModelConfig::Llama(_) => "model.max_position_embeddings",
+        ModelConfig::Gpt2(_) => "model.n_positions",
+    };
+    problems.require(
+        sequence_length <= max_positions,
+        "batch.sequence_length",
+        sequence_length,
+        format!("is above {positions_key} = {max_positions}"),
+        format!("shorten the sequences, or set {positions_key} to {sequence_length} or more"),
+    );
+    is_sound.then_some(model)
+}
+
+fn llama(table: &ModelTable, sequence_length: usize) -> Result<ModelConfig, ModelConfigError> {
+    let hidden_size = table.hidden_size.unwrap_or(0);
+    let num_attention_heads = table.num_attention_heads.unwrap_or(0);
+    let head_dim = match table.head_dim {
+        Some(head_dim) => head_dim,
+        None => default_head_dim(hidden_size, num_attention_heads)?,
+    };
+    Ok(ModelConfig::Llama(LlamaConfig {
+        vocab_size: table.vocab_size,
+        hidden_size,
+        intermediate_size: table.intermediate_size.unwrap_or(0),
+        num_hidden_layers: table.num_hidden_layers.unwrap_or(0),
+        num_attention_heads,
+        num_key_value_heads: table.num_key_value_heads.unwrap_or(num_attention_heads),
+        head_dim,
+        max_position_embeddings: table.max_position_embeddings.unwrap_or(sequence_length),
+        rms_norm_eps: table.rms_norm_eps.unwrap_or(1e-5),
+        rope_theta: table.rope_theta.unwrap_or(10_000.0),
+        tie_word_embeddings: table.tie_word_embeddings.unwrap_or(false),
+        initializer_range: table.initializer_range.unwrap_or(0.02),
+    }))
+}
+
+fn gpt2(table: &ModelTable, sequence_length: usize) -> ModelConfig {
+    let n_embd = table.n_embd.unwrap_or(0);
+    ModelConfig::Gpt2(Gpt2Config {
+        vocab_size: table.vocab_size,
+        n_positions: table.n_positions.unwrap_or(sequence_length),
+        n_embd,
+        n_layer: table.n_layer.unwrap_or(0),
+        n_head: table.n_head.unwrap_or(0),
+        n_inner: table.n_inner.unwrap_or(n_embd.saturating_mul(4)),
+        layer_norm_epsilon: table.layer_norm_epsilon.unwrap_or(1e-5),
+        initializer_range: table.initializer_range.unwrap_or(0.02),
+    })
+}
+
+fn under_model(problem: ModelConfigError) -> ConfigError {
+    match problem {
+        ModelConfigError::Invalid { key, found, problem, remedy } => {
+            ConfigError::Invalid { key: format!("model.{key}"), found, problem, remedy }
+        }
+        other => ConfigError::Invalid {
+            key: "model".to_owned(),
+            found: "as written".to_owned(),
+            problem: format!("is refused: {other}"),
+            remedy: "see configs/reference.toml".to_owned(),
+        },
+    }
+}

@@ -1,0 +1,229 @@
+//! A run as the user wrote it: the TOML file's tables, with nothing filled in.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::check::check;
+use super::error::{ConfigError, ConfigErrors};
+use super::layers::Settings;
+use super::{Device, Recompute, Tokenizer};
+use crate::model::config::Precision;
+
+/// One configuration file as written, after `extends` and overrides, before defaults.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RunConfig {
+    /// The run's own file, which names its default folder.
+    #[serde(skip)]
+    pub(super) file: PathBuf,
+    pub(super) seed: Option<u64>,
+    pub(super) precision: Option<Precision>,
+    pub(super) device: Option<Device>,
+    pub(super) run: RunTable,
+    pub(super) model: ModelTable,
+    #[serde(default)]
+    pub(super) data: DataTable,
+    pub(super) batch: BatchTable,
+    #[serde(default)]
+    pub(super) optim: OptimTable,
+    #[serde(default)]
+    pub(super) schedule: ScheduleTable,
+    #[serde(default)]
+    pub(super) memory: MemoryTable,
+    #[serde(default)]
+    pub(super) parallel: ParallelTable,
+    #[serde(default)]
+    pub(super) eval: EvalTable,
+    #[serde(default)]
+    pub(super) checkpoint: CheckpointTable,
+    #[serde(default)]
+    pub(super) metrics: MetricsTable,
+    #[serde(default)]
+    pub(super) sample: SampleTable,
+}
+
+impl RunConfig {
+    /// Reads a file with all that it extends, and lays the overrides over it.
+    ///
+    /// # Errors
+    /// Every key that is unknown, of the wrong type, missing or without effect; or the first
+    /// unreadable file or override.
+    pub(super) fn read(file: &Path, overrides: &[String]) -> Result<Self, ConfigErrors> {
+        let mut settings = Settings::read(file, overrides)?;
+        let problems = check(&mut settings, file);
+        if !problems.is_empty() {
+            return Err(ConfigErrors { problems });
+        }
+        let table = settings.to_table();
+        let mut config: Self = table.try_into().map_err(|error: toml::de::Error| {
+            let message = error.message().to_owned();
+            ConfigError::SchemaBehind { path: file.to_owned(), message }
+        })?;
+        config.file = file.to_owned();
+        Ok(config)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RunTable {
+    pub(super) dir: Option<PathBuf>,
+    pub(super) steps: u64,
+}
+
+/// The keys of both families; the schema has refused those of the other one.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModelTable {
+    pub(super) model_type: Family,
+    pub(super) vocab_size: usize,
+    pub(super) hidden_size: Option<usize>,
+    pub(super) intermediate_size: Option<usize>,
+    pub(super) num_hidden_layers: Option<usize>,
+    pub(super) num_attention_heads: Option<usize>,
+    pub(super) num_key_value_heads: Option<usize>,
+    pub(super) head_dim: Option<usize>,
+    pub(super) max_position_embeddings: Option<usize>,
+    pub(super) rms_norm_eps: Option<f64>,
+    pub(super) rope_theta: Option<f64>,
+    #[serde(rename = "hidden_act")]
+    pub(super) _hidden_act: Option<String>,
+    pub(super) n_positions: Option<usize>,
+    pub(super) n_embd: Option<usize>,
+    pub(super) n_layer: Option<usize>,
+    pub(super) n_head: Option<usize>,
+    pub(super) n_inner: Option<usize>,
+    pub(super) layer_norm_epsilon: Option<f64>,
+    #[serde(rename = "activation_function")]
+    pub(super) _activation_function: Option<String>,
+    pub(super) tie_word_embeddings: Option<bool>,
+    pub(super) initializer_range: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Family {
+    Llama,
+    Gpt2,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DataTable {
+    pub(super) tokens: Option<PathBuf>,
+    pub(super) text: Option<PathBuf>,
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) validation_fraction: Option<f64>,
+    pub(super) validation_tokens: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchTable {
+    pub(super) sequence_length: usize,
+    pub(super) micro_batch_size: usize,
+    pub(super) micro_batches: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OptimTable {
+    pub(super) rule: Option<RuleName>,
+    pub(super) lr: Option<f64>,
+    pub(super) betas: Option<[f64; 2]>,
+    pub(super) eps: Option<f64>,
+    pub(super) weight_decay: Option<f64>,
+    pub(super) clip_norm: Option<f64>,
+    #[serde(default)]
+    pub(super) groups: GroupTables,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RuleName {
+    AdamW,
+    Lion,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct GroupTables {
+    pub(super) matrix: GroupTable,
+    pub(super) embedding: GroupTable,
+    pub(super) norm: GroupTable,
+    pub(super) bias: GroupTable,
+    pub(super) head: GroupTable,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GroupTable {
+    pub(super) lr_multiplier: Option<f64>,
+    pub(super) weight_decay_multiplier: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScheduleTable {
+    pub(super) kind: Option<ScheduleName>,
+    pub(super) warmup_steps: Option<u64>,
+    pub(super) final_ratio: Option<f64>,
+    pub(super) cooldown_fraction: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum ScheduleName {
+    Constant,
+    Cosine,
+    Linear,
+    Wsd,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MemoryTable {
+    pub(super) recompute: Option<Recompute>,
+    pub(super) logits_rows: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ParallelTable {
+    pub(super) zero: Option<u64>,
+    pub(super) threads: Option<usize>,
+    pub(super) check: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EvalTable {
+    pub(super) every: Option<u64>,
+    pub(super) batches: Option<u64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CheckpointTable {
+    pub(super) every: Option<u64>,
+    pub(super) keep_last: Option<u64>,
+    pub(super) resume: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetricsTable {
+    pub(super) log_every: Option<u64>,
+    pub(super) tensorboard: Option<bool>,
+    pub(super) peak_tflops: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SampleTable {
+    pub(super) tokens: Option<usize>,
+    pub(super) prompt: Option<String>,
+    pub(super) temperature: Option<f64>,
+    pub(super) top_k: Option<usize>,
+}

@@ -1,0 +1,261 @@
+//! The one table of configuration keys: name, type, when each takes effect, and what it means.
+
+/// What a key's value must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An integer of at least 0.
+    Count,
+    /// A finite number.
+    Number,
+    /// Two finite numbers.
+    Pair,
+    /// True or false.
+    Flag,
+    /// Any string.
+    Text,
+    /// A string that names a file to read, relative to the current directory or the config file.
+    InputPath,
+    /// `"bytes"`, or an input path.
+    Tokenizer,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+}
+
+/// When a key takes effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Applies {
+    /// Always.
+    Always,
+    /// With this `model.model_type`.
+    Family(&'static str),
+    /// With this `optim.rule`.
+    Rule(&'static str),
+    /// With one of these `schedule.kind`s.
+    Schedule(&'static [&'static str]),
+    /// With a part of the data kept for validation.
+    Validation,
+    /// With `sample.tokens` above 0.
+    Sampling,
+    /// With samples drawn at random, not by the largest logit.
+    RandomSampling,
+    /// Where the model has biases.
+    Biases,
+    /// Where the head is a parameter of its own.
+    OwnHead,
+    /// With weight decay at all.
+    Decay,
+}
+
+/// One key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key {
+    /// The full path, such as `optim.lr`.
+    pub(super) path: &'static str,
+    /// The type of its value.
+    pub(super) kind: Kind,
+    /// Its conditions; all must hold.
+    pub(super) applies: [Applies; 2],
+    /// Whether it must be set where it applies.
+    pub(super) required: bool,
+    /// What it means, as a phrase that completes "expected".
+    pub(super) about: &'static str,
+}
+
+const fn key(path: &'static str, kind: Kind, about: &'static str) -> Key {
+    Key { path, kind, applies: [Applies::Always; 2], required: false, about }
+}
+
+impl Key {
+    const fn required(mut self) -> Self {
+        self.required = true;
+        self
+    }
+
+    const fn only(mut self, first: Applies) -> Self {
+        self.applies[0] = first;
+        self
+    }
+
+    const fn and(mut self, second: Applies) -> Self {
+        self.applies[1] = second;
+        self
+    }
+}
+
+use Applies::{
+    Biases, Decay, Family, OwnHead, RandomSampling, Rule, Sampling, Schedule, Validation,
+};
+use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Text, Tokenizer};
+
+const LLAMA: Applies = Family("llama");
+const GPT2: Applies = Family("gpt2");
+
+/// Every key, in the order of `configs/reference.toml`.
+#[rustfmt::skip]
+pub(super) const KEYS: &[Key] = &[
+    key("seed", Count, "the number that all randomness of the run is keyed by"),
+    key("precision", OneOf(&["bf16", "fp32", "fp64"]), "the arithmetic"),
+    key("device", OneOf(&["auto", "cpu", "cuda"]), "where to compute"),
+
+    key("run.dir", Text, "the folder the run writes to"),
+    key("run.steps", Count, "the number of optimizer steps").required(),
+
+    key("model.model_type", OneOf(&["llama", "gpt2"]), "the family of the model, \"llama\" or \"gpt2\"").required(),
+    key("model.vocab_size", Count, "the number of token ids").required(),
+    key("model.hidden_size", Count, "the width of the residual stream").only(LLAMA).required(),
+    key("model.intermediate_size", Count, "the width inside the MLP").only(LLAMA).required(),
+    key("model.num_hidden_layers", Count, "the number of blocks").only(LLAMA).required(),
+    key("model.num_attention_heads", Count, "the number of query heads").only(LLAMA).required(),
+    key("model.num_key_value_heads", Count, "the number of key and value heads").only(LLAMA),
+    key("model.head_dim", Count, "the width of one head").only(LLAMA),
+    key("model.max_position_embeddings", Count, "the longest sequence in tokens").only(LLAMA),
+    key("model.rms_norm_eps", Number, "the epsilon of RMSNorm").only(LLAMA),
+    key("model.rope_theta", Number, "the base of the rotary frequencies").only(LLAMA),
+    key("model.hidden_act", OneOf(&["silu"]), "the MLP's activation").only(LLAMA),
+    key("model.n_positions", Count, "the longest sequence in tokens").only(GPT2),
+    key("model.n_embd", Count, "the width of the residual stream").only(GPT2).required(),
+    key("model.n_layer", Count, "the number of blocks").only(GPT2).required(),
+    key("model.n_head", Count, "the number of heads").only(GPT2).required(),
+    key("model.n_inner", Count, "the width inside the MLP").only(GPT2),
+    key("model.layer_norm_epsilon", Number, "the epsilon of LayerNorm").only(GPT2),
+    key("model.activation_function", OneOf(&["gelu_new"]), "the MLP's activation").only(GPT2),
+    key("model.tie_word_embeddings", Flag, "whether the head is the embedding"),
+    key("model.initializer_range", Number, "the standard deviation of the initial weights"),
+
+    key("data.tokens", InputPath, "a token file"),
+    key("data.text", InputPath, "a text file"),
+    key("data.tokenizer", Tokenizer, "\"bytes\" or a tokenizer file"),
+    key("data.validation_fraction", Number, "the part of the data kept for validation"),
+    key("data.validation_tokens", InputPath, "a token file for validation"),
+
+    key("batch.sequence_length", Count, "the tokens of one sequence").required(),
+    key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
+    key("batch.micro_batches", Count, "the micro-batches of one step, over all ranks").required(),
+
+    key("optim.rule", OneOf(&["adamw", "lion"]), "the update rule"),
+    key("optim.lr", Number, "the peak learning rate"),
+    key("optim.betas", Pair, "the two decay rates of the moments"),
+    key("optim.eps", Number, "the epsilon in the denominator").only(Rule("adamw")),
+    key("optim.weight_decay", Number, "the decoupled weight decay"),
+    key("optim.clip_norm", Number, "the largest global gradient norm, 0 for no clipping"),
+    key("optim.groups.matrix.lr_multiplier", Number, "a factor on lr"),
+    key("optim.groups.matrix.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
+    key("optim.groups.embedding.lr_multiplier", Number, "a factor on lr"),
+    key("optim.groups.embedding.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
+    key("optim.groups.norm.lr_multiplier", Number, "a factor on lr"),
+    key("optim.groups.norm.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
+    key("optim.groups.bias.lr_multiplier", Number, "a factor on lr").only(Biases),
+    key("optim.groups.bias.weight_decay_multiplier", Number, "a factor on weight_decay").only(Biases).and(Decay),
+    key("optim.groups.head.lr_multiplier", Number, "a factor on lr").only(OwnHead),
+    key("optim.groups.head.weight_decay_multiplier", Number, "a factor on weight_decay").only(OwnHead).and(Decay),
+
+    key("schedule.kind", OneOf(&["constant", "cosine", "linear", "wsd"]), "the shape after the warm-up"),
+    key("schedule.warmup_steps", Count, "the steps of linear warm-up"),
+    key("schedule.final_ratio", Number, "the last learning rate over the peak").only(Schedule(&["cosine", "linear", "wsd"])),
+    key("schedule.cooldown_fraction", Number, "the part of the run that cools down").only(Schedule(&["wsd"])),
+
+    key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),
+    key("memory.logits_rows", Count, "the rows of the head computed at once, 0 to have it chosen"),
+
+    key("parallel.zero", Count, "the ZeRO stage"),
+    key("parallel.threads", Count, "the threads of a rank, 0 for cores / local ranks"),
+    key("parallel.check", Flag, "whether ranks compare their parameters after each step"),
+
+    key("eval.every", Count, "the steps between evaluations, 0 for only at the end").only(Validation),
+    key("eval.batches", Count, "the micro-batches of one evaluation, 0 for the whole split").only(Validation),
+
+    key("checkpoint.every", Count, "the steps between checkpoints, 0 for only at the end"),
+    key("checkpoint.keep_last", Count, "how many checkpoints stay"),
+    key("checkpoint.resume", Flag, "whether to go on from the newest checkpoint in run.dir"),
+
+    key("metrics.log_every", Count, "the steps between log lines"),
+    key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),
+    key("metrics.peak_tflops", Number, "the peak of one rank, 0 to have it measured"),
+
+    key("sample.tokens", Count, "the tokens of one sample, 0 for none"),
+    key("sample.prompt", Text, "the text that a sample continues").only(Sampling),
+    key("sample.temperature", Number, "the divisor of the logits, 0 for the largest").only(Sampling),
+    key("sample.top_k", Count, "how many of the largest logits to draw from, 0 for all").only(Sampling).and(RandomSampling),
+];
+
+/// Pairs of which at most one key may be set.
+pub(super) const EXCLUSIVE: [(&str, &str); 2] =
+    [("data.tokens", "data.text"), ("data.validation_fraction", "data.validation_tokens")];
+
+/// Names that other trainers use, and the key that means the same here.
+const ALIASES: &[(&str, &str)] = &[
+    ("learning_rate", "optim.lr"),
+    ("max_steps", "run.steps"),
+    ("num_steps", "run.steps"),
+    ("train_steps", "run.steps"),
+    ("output_dir", "run.dir"),
+    ("seq_len", "batch.sequence_length"),
+    ("block_size", "batch.sequence_length"),
+    ("batch_size", "batch.micro_batch_size"),
+    ("gradient_accumulation_steps", "batch.micro_batches"),
+    ("grad_clip", "optim.clip_norm"),
+    ("max_grad_norm", "optim.clip_norm"),
+    ("optimizer", "optim.rule"),
+    ("epsilon", "optim.eps"),
+    ("min_lr_ratio", "schedule.final_ratio"),
+    ("lr_scheduler", "schedule.kind"),
+    ("num_layers", "model.num_hidden_layers"),
+    ("num_heads", "model.num_attention_heads"),
+    ("num_kv_heads", "model.num_key_value_heads"),
+    ("dtype", "precision"),
+    ("save_every", "checkpoint.every"),
+    ("gradient_checkpointing", "memory.recompute"),
+];
+
+/// The key with this full path.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// Whether a path is a table of the schema, such as `optim.groups`.
+pub(super) fn is_table(path: &str) -> bool {
+    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The known key that an unknown one probably means.
+///
+/// The last parts of the names are compared, and names in the same table are preferred; other
+/// trainers' names count. A name is near if at most a third of its letters must change.
+pub(super) fn nearest(unknown: &str) -> Option<&'static str> {
+    let (table, leaf) = split(unknown);
+    let own = KEYS.iter().map(|key| (split(key.path).1, key.path));
+    let candidates = own.chain(ALIASES.iter().copied());
+    let scored = candidates.filter_map(|(name, path)| {
+        let edits = distance(leaf, name);
+        let longer = leaf.len().max(name.len());
+        let elsewhere = split(path).0 != table;
+        (3 * edits <= longer).then_some((edits + usize::from(elsewhere), path))
+    });
+    scored.min_by_key(|(score, _)| *score).map(|(_, path)| path)
+}
+
+/// The word of a list that an unknown one probably means.
+pub(super) fn nearest_word(unknown: &str, words: &[&'static str]) -> Option<&'static str> {
+    let near = words.iter().map(|word| (distance(unknown, word), *word));
+    near.filter(|(edits, word)| 2 * edits <= word.len()).min().map(|(_, word)| word)
+}
+
+fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('.').unwrap_or(("", path))
+}
+
+/// The edit distance of two names: insertions, deletions and substitutions of one byte
+/// (Levenshtein 1966).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

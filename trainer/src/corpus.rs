@@ -1,0 +1,134 @@
+//! The run's data: opened, checked against the model, split; text is tokenized once into the
+//! run's folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use grove_data::{Corpus, Loader, LoaderConfig, Prefetcher, Split, TokenFile, Tokenizer};
+use grove_parallel::{Assignment, Collective};
+
+use crate::config::{self, DataSource, Plan};
+use crate::error::Error;
+
+/// The token file that text is turned into, in the run's folder.
+const TOKENS_OF_TEXT: &str = "data.tokens";
+
+/// Batches assembled ahead of the step.
+const PREFETCH_BATCHES: usize = 4;
+
+/// The run's training and validation data.
+#[derive(Debug)]
+pub struct Data {
+    corpus: Corpus,
+    /// Identifies the training tokens.
+    pub fingerprint: String,
+    /// The training token file.
+    pub path: PathBuf,
+}
+
+impl Data {
+    /// Opens the plan's data; rank 0 turns text into tokens first, and the others wait.
+    ///
+    /// # Errors
+    /// If a file is missing, damaged, or of another vocabulary than the model's.
+    ///
+    /// # Collectives
+    /// A barrier.
+    pub fn open(plan: &Plan, collective: &dyn Collective) -> Result<Self, Error> {
+        let path = token_path(plan);
+        let mut prepared = Ok(());
+        if let (DataSource::Text(text), 0) = (&plan.data.source, collective.rank()) {
+            prepared = tokenize(plan, text, &path);
+        }
+        // The others must not wait for a rank that has failed: it reports after the barrier.
+        collective.barrier("data is ready")?.wait()?;
+        prepared?;
+        let train = open_checked(&path, plan)?;
+        let fingerprint = train.fingerprint();
+        let corpus = match &plan.data.validation {
+            None => Corpus::from_one_file(train, 0.0)?,
+            Some(config::Validation::Fraction(fraction)) => {
+                Corpus::from_one_file(train, *fraction)?
+            }
+            Some(config::Validation::Tokens(path)) => {
+                Corpus::from_two_files(train, open_checked(path, plan)?)?
+            }
+        };
+        Ok(Self { corpus, fingerprint: fingerprint.to_string(), path })
+    }
+
+    /// This rank's training batches from `first_step` on, assembled ahead.
+    ///
+    /// # Errors
+    /// If the data holds no whole sequence, or the micro-batches do not divide over the ranks.
+    pub fn batches(
+        &self,
+        plan: &Plan,
+        collective: &dyn Collective,
+        first_step: u64,
+    ) -> Result<Prefetcher, Error> {
+        let part = self.corpus.part(Split::Train);
+        let config = LoaderConfig {
+            sequence_length: plan.batch.sequence_length,
+            micro_batch_size: plan.batch.micro_batch_size,
+            micro_batches_per_step: plan.batch.micro_batches,
+            seed: plan.seed,
+        };
+        let loader = Loader::new(part.file.clone(), part.range.clone(), config)?;
+        let assignment = Assignment::new(plan.batch.micro_batches as usize, collective.degree())?;
+        let indices = assignment.of_rank(collective.rank()).map(|index| index as u64).collect();
+        Ok(Prefetcher::new(loader, first_step, indices, PREFETCH_BATCHES)?)
+    }
+
+    /// The validation windows.
+    ///
+    /// # Errors
+    /// If there is no whole batch of them.
+    pub fn validation(&self, plan: &Plan) -> Result<grove_data::Validation, Error> {
+        let part = self.corpus.part(Split::Validation);
+        Ok(grove_data::Validation::new(
+            part.file.clone(),
+            part.range.clone(),
+            plan.batch.sequence_length,
+            plan.batch.micro_batch_size,
+        )?)
+    }
+}
+
+/// The tokenizer of a plan.
+///
+/// # Errors
+/// If its files are missing or damaged, or it has ids that the model does not.
+pub fn tokenizer(plan: &Plan, wanted: &config::Tokenizer) -> Result<Tokenizer, Error> {
+    let tokenizer = Tokenizer::from_spec(&String::from(wanted.clone()))?;
+    let (found, expected) = (tokenizer.vocab_size() as usize, plan.model.spec().vocab_size);
+    if found > expected {
+        return Err(Error::Tokenizer { tokenizer: tokenizer.describe(), expected, found });
+    }
+    Ok(tokenizer)
+}
+
+fn token_path(plan: &Plan) -> PathBuf {
+    match &plan.data.source {
+        DataSource::Tokens(path) => path.clone(),
+        DataSource::Text(_) => plan.run.dir.join(TOKENS_OF_TEXT),
+    }
+}
+
+/// Turns text into the run's token file. It is done again at each start: for text that belongs in
+/// a config this takes less than checking whether it changed; larger text wants `grove tokenize`.
+fn tokenize(plan: &Plan, text: &Path, path: &Path) -> Result<(), Error> {
+    let wanted = plan.data.tokenizer.as_ref().expect("the plan refuses text without a tokenizer");
+    let tokenizer = tokenizer(plan, wanted)?;
+    grove_data::tokenize_text_file(text, path, &tokenizer)?;
+    Ok(())
+}
+
+fn open_checked(path: &Path, plan: &Plan) -> Result<Arc<TokenFile>, Error> {
+    let file = TokenFile::open(path)?;
+    let (found, expected) = (file.vocab_size() as usize, plan.model.spec().vocab_size);
+    if found > expected {
+        return Err(Error::Vocabulary { path: path.to_owned(), expected, found });
+    }
+    Ok(Arc::new(file))
+}

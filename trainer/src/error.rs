@@ -1,0 +1,136 @@
+//! What can go wrong in a run, beside what the rooms and the config report themselves.
+
+use std::path::PathBuf;
+
+/// An error of the trainer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The loss or the gradient is not a number or infinite.
+    #[error(
+        "step {step}: the loss is {loss} and the gradient norm {grad_norm}, expected finite \
+         numbers; nothing was updated. Lower optim.lr, lengthen schedule.warmup_steps, or resume \
+         from an earlier checkpoint"
+    )]
+    NotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// Mean loss over the step's tokens.
+        loss: f64,
+        /// Norm of the mean gradient.
+        grad_norm: f64,
+    },
+    /// The config asks for CUDA and there is none.
+    #[error("device = \"cuda\", but {reason}; use device = \"auto\" or \"cpu\", or {remedy}")]
+    NoCuda {
+        /// What is missing.
+        reason: String,
+        /// What would provide it.
+        remedy: &'static str,
+    },
+    /// More ranks on this host than GPUs.
+    #[error(
+        "local rank {local_rank} has no GPU of its own: this host has {num_gpus}; start at most \
+         {num_gpus} ranks on it"
+    )]
+    TooFewGpus {
+        /// The rank's number on its host, from 0.
+        local_rank: usize,
+        /// GPUs that libtorch sees.
+        num_gpus: usize,
+    },
+    /// Tokens of another vocabulary than the model's.
+    #[error(
+        "{path} has token ids below {found}, but model.vocab_size = {expected}; set \
+         model.vocab_size = {found} or tokenize with the model's tokenizer"
+    )]
+    Vocabulary {
+        /// The token file.
+        path: PathBuf,
+        /// `model.vocab_size`.
+        expected: usize,
+        /// The file's vocabulary size.
+        found: usize,
+    },
+    /// The tokenizer has ids that the model does not.
+    #[error(
+        "the tokenizer {tokenizer} has {found} ids, but the model's vocab_size is {expected}; use \
+         the tokenizer that the model was trained with"
+    )]
+    Tokenizer {
+        /// The tokenizer's description.
+        tokenizer: String,
+        /// The model's vocabulary size.
+        expected: usize,
+        /// The tokenizer's.
+        found: usize,
+    },
+    /// A new run in the folder of an old one.
+    #[error(
+        "run.dir {dir} already holds a run with {checkpoints} checkpoint(s), the last at step \
+         {last_step}; continue it with --resume, choose another run.dir, or remove the folder"
+    )]
+    RunExists {
+        /// The run's folder.
+        dir: PathBuf,
+        /// How many checkpoints it holds.
+        checkpoints: usize,
+        /// The step of the last one.
+        last_step: u64,
+    },
+    /// A resume that would change what the run means.
+    #[error(
+        "{checkpoint} is of a run with another meaning; these keys differ:\n{}\nrestore them, or \
+         start a new run in another run.dir",
+        .changes.iter().map(|c| format!("  {c}")).collect::<Vec<_>>().join("\n")
+    )]
+    PlanChanged {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// One line for each key.
+        changes: Vec<String>,
+    },
+    /// A resume from tokens other than those trained on.
+    #[error(
+        "{path} is not the data that {checkpoint} was trained on: its fingerprint is {found}, \
+         expected {expected}; restore the file, or start a new run in another run.dir"
+    )]
+    DataChanged {
+        /// The token file.
+        path: PathBuf,
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// The fingerprint in the checkpoint.
+        expected: String,
+        /// The file's fingerprint.
+        found: String,
+    },
+    /// A file or folder operation failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The model's config.
+    #[error(transparent)]
+    Model(#[from] crate::model::config::ModelConfigError),
+    /// The data room's.
+    #[error(transparent)]
+    Data(#[from] grove_data::Error),
+    /// The optimizer room's.
+    #[error(transparent)]
+    Optim(#[from] grove_optim::Error),
+    /// The parallel room's.
+    #[error(transparent)]
+    Parallel(#[from] grove_parallel::Error),
+    /// The checkpoint module's.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::Error),
+    /// The config module's.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+}

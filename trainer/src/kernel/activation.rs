@@ -1,0 +1,164 @@
+//! The nonlinearities of the MLP: SwiGLU on a fused gate and up projection, and GELU.
+//!
+//! Legend: N rows (tokens), F mlp. All arithmetic is in f32 and each result is rounded once.
+
+use super::block::{Blocks, block, rows_per_block};
+use super::dispatch::{Body, Level};
+use super::element::Element;
+use super::exp::exp;
+use super::pool::Pool;
+
+pub(crate) mod gelu;
+#[cfg(test)]
+mod tests;
+
+/// The logistic function of `x` and of `-x`. Neither cancels, nor overflows on the way.
+#[inline(always)]
+fn sigmoid_pair(x: f32) -> (f32, f32) {
+    let small = exp(-x.abs());
+    let above_half = 1.0 / (1.0 + small);
+    let below_half = small * above_half;
+    if x >= 0.0 { (above_half, below_half) } else { (below_half, above_half) }
+}
+
+/// SwiGLU, `act = silu(gate) * up` with `silu(g) = g * sigmoid(g)`.
+///
+/// # Shapes
+/// - `gate_up`: `[N, 2 F]`, in each row first the gate, then up
+/// - `act`: `[N, F]`, overwritten
+///
+/// # Panics
+/// If a length does not fit the others.
+///
+/// # References
+/// Shazeer 2020, arXiv:2002.05202, equation 6.
+pub(crate) fn swiglu_forward<E: Element>(
+    pool: &Pool,
+    gate_up: &[E],
+    intermediate_size: usize,
+    act: &mut [E],
+) {
+    check_rows(gate_up, act, intermediate_size);
+    let act_len = rows_per_block(2 * intermediate_size) * intermediate_size;
+    let act = Blocks::new(act, act_len);
+    let level = Level::detect();
+    pool.for_each(act.num_blocks(), |index| {
+        level.run(SwigluForward {
+            gate_up: block(gate_up, index, 2 * act_len),
+            intermediate_size,
+            act: act.take(index),
+        });
+    });
+}
+
+/// The gradient of [`swiglu_forward`], and its output anew if that was not kept.
+///
+/// # Shapes
+/// - `gate_up`: `[N, 2 F]`, the input of the forward pass
+/// - `d_act`: `[N, F]`
+/// - `d_gate_up`: `[N, 2 F]`, overwritten
+/// - `recomputed`: `[N, F]` if given; overwritten by the `act` of the forward pass, bit for bit
+///
+/// # Panics
+/// If a length does not fit the others.
+pub(crate) fn swiglu_backward<E: Element>(
+    pool: &Pool,
+    gate_up: &[E],
+    d_act: &[E],
+    intermediate_size: usize,
+    d_gate_up: &mut [E],
+    recomputed: Option<&mut [E]>,
+) {
+    check_rows(gate_up, d_act, intermediate_size);
+    assert_eq!(d_gate_up.len(), gate_up.len(), "d_gate_up has the shape of gate_up");
+    if let Some(act) = &recomputed {
+        assert_eq!(act.len(), d_act.len(), "act has the shape of d_act");
+    }
+    let act_len = rows_per_block(2 * intermediate_size) * intermediate_size;
+    let d_gate_up = Blocks::new(d_gate_up, 2 * act_len);
+    let recomputed = recomputed.map(|act| Blocks::new(act, act_len));
+    let level = Level::detect();
+    pool.for_each(d_gate_up.num_blocks(), |index| {
+        let gate_up = block(gate_up, index, 2 * act_len);
+        if let Some(act) = &recomputed {
+            level.run(SwigluForward { gate_up, intermediate_size, act: act.take(index) });
+        }
+        level.run(SwigluBackward {
+            gate_up,
+            d_act: block(d_act, index, act_len),
+            intermediate_size,
+            d_gate_up: d_gate_up.take(index),
+        });
+    });
+}
+
+fn check_rows<E>(gate_up: &[E], act: &[E], intermediate_size: usize) {
+    assert!(intermediate_size > 0, "a row has at least one element");
+    assert!(act.len().is_multiple_of(intermediate_size), "whole rows of intermediate_size");
+    assert_eq!(gate_up.len(), 2 * act.len(), "gate_up has two elements for each of act");
+}
+
+/// A block of rows of the forward pass.
+struct SwigluForward<'a, E> {
+    gate_up: &'a [E],
+    intermediate_size: usize,
+    act: &'a mut [E],
+}
+
+impl<E: Element> Body for SwigluForward<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, _: Level) {
+        let gate_up = self.gate_up.chunks_exact(2 * self.intermediate_size);
+        for (gate_up, act) in gate_up.zip(self.act.chunks_exact_mut(self.intermediate_size)) {
+            let (gate, up) = gate_up.split_at(self.intermediate_size);
+            for ((act, gate), up) in act.iter_mut().zip(gate).zip(up) {
+                let gate = gate.to_f32();
+                *act = E::from_f32(gate * sigmoid_pair(gate).0 * up.to_f32());
+            }
+        }
+    }
+}
+
+/// A block of rows of the backward pass.
+struct SwigluBackward<'a, E> {
+    gate_up: &'a [E],
+    d_act: &'a [E],
+    intermediate_size: usize,
+    d_gate_up: &'a mut [E],
+}
+
+impl<E: Element> Body for SwigluBackward<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self, _: Level) {
+        let size = self.intermediate_size;
+        let d_rows = self.d_gate_up.chunks_exact_mut(2 * size).zip(self.d_act.chunks_exact(size));
+        for (gate_up, (d_gate_up, d_act)) in self.gate_up.chunks_exact(2 * size).zip(d_rows) {
+            let (gate, up) = gate_up.split_at(size);
+            let (d_gate, d_up) = d_gate_up.split_at_mut(size);
+            swiglu_backward_row(gate, up, d_act, d_gate, d_up);
+        }
+    }
+}
+
+/// A row of the backward pass. A function of its own, because the compiler knows of the parameters of
+/// a function that they do not overlap, and of more than a few slices it cannot find out.
+#[inline(always)]
+fn swiglu_backward_row<E: Element>(
+    gate: &[E],
+    up: &[E],
+    d_act: &[E],
+    d_gate: &mut [E],
+    d_up: &mut [E],
+) {
+    let d_both = d_gate.iter_mut().zip(d_up);
+    for (((gate, up), d_act), (d_gate, d_up)) in gate.iter().zip(up).zip(d_act).zip(d_both) {
+        let (gate, up, d_act) = (gate.to_f32(), up.to_f32(), d_act.to_f32());
+        let (sigmoid, complement) = sigmoid_pair(gate);
+        *d_gate = E::from_f32(d_act * up * (sigmoid * (1.0 + gate * complement)));
+        *d_up = E::from_f32(d_act * (gate * sigmoid));
+    }
+}

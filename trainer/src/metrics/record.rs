@@ -1,0 +1,131 @@
+//! The records of a run: one per step, one per evaluation; each is one line of `metrics.jsonl`.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// A part of a step whose time is measured on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Waiting for this rank's next batch.
+    Data,
+    /// The forward pass of all micro-batches up to the last block.
+    Forward,
+    /// Final norm, output product and loss, forward and backward in one go.
+    Head,
+    /// The backward pass of all micro-batches through blocks and embedding.
+    Backward,
+    /// Waiting for the reduction of gradients that backward did not hide.
+    Reduce,
+    /// The gradient norm, its reduction, and clipping.
+    Clip,
+    /// The optimizer's update of the masters.
+    Optim,
+    /// Sharing the updated parameters between ranks.
+    Gather,
+    /// What the other phases do not cover.
+    Other,
+}
+
+impl Phase {
+    /// The name in `metrics.jsonl` and in TensorBoard's tags.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Forward => "forward",
+            Self::Head => "head",
+            Self::Backward => "backward",
+            Self::Reduce => "reduce",
+            Self::Clip => "clip",
+            Self::Optim => "optim",
+            Self::Gather => "gather",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// What one optimizer step reached and cost.
+///
+/// A value that is not finite is `null` in JSON and is read back as NaN.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// The optimizer step just done; the first is 1.
+    pub step: u64,
+    /// Mean cross-entropy over the global batch's valid tokens, in nats.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub loss: f64,
+    /// L2 norm of the whole gradient, before clipping.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub grad_norm: f64,
+    /// Learning rate of this step, before any scale of a parameter group.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub lr: f64,
+    /// Tokens trained on since the run began, this step included, over all ranks.
+    pub num_tokens: u64,
+    /// Tokens per second of this step, over all ranks.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub tokens_per_second: f64,
+    /// Model FLOPs per second of this step, over all ranks.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub flops_per_second: f64,
+    /// Model FLOPs utilization as a fraction; see [`super::mfu`].
+    #[serde(deserialize_with = "nan_from_null")]
+    pub mfu: f64,
+    /// Wall time of the step on this rank, in seconds.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub step_seconds: f64,
+    /// Wall time of each measured part of the step on this rank, in seconds.
+    pub phases: BTreeMap<Phase, f64>,
+    /// The most memory this rank has held since it began: device memory where there is a
+    /// device, else resident memory. Bytes.
+    pub peak_memory_bytes: u64,
+    /// Energy of this step in joules; `None` where it cannot be measured.
+    pub energy_joules: Option<f64>,
+    /// Model FLOPs since the run began, this step included, over all ranks.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub total_flops: f64,
+}
+
+/// What one evaluation found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalRecord {
+    /// The last optimizer step before the evaluation.
+    pub step: u64,
+    /// Mean cross-entropy over the held-out tokens, in nats.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub loss: f64,
+    /// `exp(loss)`.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub perplexity: f64,
+    /// Bits per byte of held-out text; `None` where the number of bytes is not known.
+    pub bits_per_byte: Option<f64>,
+}
+
+/// One line of `metrics.jsonl`; the key `kind` says which.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Record<'a> {
+    /// A training step.
+    Step(Cow<'a, StepRecord>),
+    /// An evaluation.
+    Eval(Cow<'a, EvalRecord>),
+}
+
+impl Record<'_> {
+    /// The step the record belongs to.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        match self {
+            Self::Step(record) => record.step,
+            Self::Eval(record) => record.step,
+        }
+    }
+}
+
+/// JSON has no NaN: `serde_json` writes `null`, and this reads it back.
+fn nan_from_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}

@@ -1,0 +1,191 @@
+//! One pre-norm transformer block, forward and backward, and what is kept in between.
+//!
+//! `x2 = x + W_o attention(norm(x))`, `y = x2 + W_down act(W_up norm(x2))`.
+//! B batch, S sequence, R = B * S rows, D hidden, F mlp.
+
+use tch::Tensor;
+
+use super::activation;
+use super::attention::{Attention, AttentionOutput};
+use super::compute::Compute;
+use super::config::Mlp;
+use super::norm::{Norm, NormStatistics};
+use super::rotary::{Rotary, Turn};
+use super::units::Projection;
+use super::views::{Grads, Weights};
+
+/// What a block keeps between its forward and its backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recompute {
+    /// Everything the backward reads.
+    None,
+    /// The results of matrix products and attention; norms and activations are computed again.
+    Elementwise,
+    /// Only the block's input; the whole forward is computed again.
+    Block,
+}
+
+/// One block of a model: sizes and places of its parameters, no tensors of its own.
+#[derive(Debug)]
+pub struct Block {
+    /// The norm before attention.
+    pub norm_attention: Norm,
+    /// x to q, k, v.
+    pub qkv: Projection,
+    /// Attention to the residual stream.
+    pub output: Projection,
+    /// The norm before the feed-forward part.
+    pub norm_mlp: Norm,
+    /// x to the hidden layer.
+    pub up: Projection,
+    /// Hidden layer to the residual stream.
+    pub down: Projection,
+    /// The activation between.
+    pub mlp: Mlp,
+}
+
+/// What one micro-batch brings to every block.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    /// Device, dtypes and threads.
+    pub compute: &'a Compute,
+    /// Attention's shape for this micro-batch.
+    pub attention: Attention,
+    /// The rotary tables, in families that rotate.
+    pub rotary: Option<&'a Rotary>,
+}
+
+/// Kept from a block's forward: its input, and the inner values unless the whole is recomputed.
+#[derive(Debug)]
+pub struct Saved {
+    x: Tensor,
+    inner: Option<Inner>,
+}
+
+/// The values inside a block that its backward reads.
+#[derive(Debug)]
+struct Inner {
+    /// `norm(x)` `[R, D]`; dropped under [`Recompute::Elementwise`].
+    h_attention: Option<Tensor>,
+    statistics_attention: NormStatistics,
+    /// Rotated q, k and v `[R, (N + 2 K) H]`.
+    qkv: Tensor,
+    attention: AttentionOutput,
+    /// The residual stream between the two halves `[R, D]`.
+    x2: Tensor,
+    /// `norm(x2)` `[R, D]`; dropped under [`Recompute::Elementwise`].
+    h_mlp: Option<Tensor>,
+    statistics_mlp: NormStatistics,
+    /// The hidden layer before its activation `[R, 2 F]` or `[R, F]`.
+    up: Tensor,
+    /// The hidden layer after it `[R, F]`; dropped under [`Recompute::Elementwise`].
+    act: Option<Tensor>,
+}
+
+impl Block {
+    /// The block's output and what its backward will need.
+    ///
+    /// # Shapes
+    /// - `x`: `[R, D]`, compute dtype; returns `[R, D]`
+    pub fn forward(
+        &self,
+        pass: &Pass<'_>,
+        weights: &Weights<'_>,
+        x: Tensor,
+        recompute: Recompute,
+    ) -> (Tensor, Saved) {
+        let mut inner = self.inner(pass, weights, &x);
+        let act = inner.act.as_ref().expect("just computed");
+        let y = self.down.forward_add(weights, act, &inner.x2);
+        if recompute == Recompute::Elementwise {
+            (inner.h_attention, inner.h_mlp, inner.act) = (None, None, None);
+        }
+        let inner = (recompute != Recompute::Block).then_some(inner);
+        (y, Saved { x, inner })
+    }
+
+    /// Adds the gradients of the block's parameters to `grads`; returns the gradient of its input.
+    ///
+    /// # Shapes
+    /// - `dy`: `[R, D]`; returns `[R, D]`
+    pub fn backward(
+        &self,
+        pass: &Pass<'_>,
+        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        saved: Saved,
+        dy: Tensor,
+    ) -> Tensor {
+        let Saved { x, inner } = saved;
+        let mut inner = inner.unwrap_or_else(|| self.inner(pass, weights, &x));
+        let dx2 = self.backward_mlp(pass.compute, (weights, grads), &mut inner, &dy);
+        drop(dy);
+        self.backward_attention(pass, (weights, grads), (&x, inner), &dx2)
+    }
+
+    fn backward_mlp(
+        &self,
+        compute: &Compute,
+        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        inner: &mut Inner,
+        dy: &Tensor,
+    ) -> Tensor {
+        let params = (weights, grads);
+        let act = inner.act.take();
+        let act = act.unwrap_or_else(|| activation::forward(compute, self.mlp, &inner.up));
+        let d_act = self.down.backward(compute, params, &act, dy);
+        drop(act);
+        let d_up = activation::backward(compute, self.mlp, &inner.up, &d_act);
+        drop(d_act);
+        let h = inner.h_mlp.take();
+        let h = h.unwrap_or_else(|| self.norm_mlp.forward(compute, weights, &inner.x2).0);
+        let dh = self.up.backward(compute, params, &h, &d_up);
+        let input = (&inner.x2, &inner.statistics_mlp);
+        self.norm_mlp.backward(compute, params, input, &dh, Some(dy))
+    }
+
+    fn backward_attention(
+        &self,
+        pass: &Pass<'_>,
+        params: (&Weights<'_>, &Grads<'_>),
+        (x, inner): (&Tensor, Inner),
+        dx2: &Tensor,
+    ) -> Tensor {
+        let compute = pass.compute;
+        let d_out = self.output.backward(compute, params, &inner.attention.out, dx2);
+        let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
+        drop(d_out);
+        if let Some(rotary) = pass.rotary {
+            rotary.turn(compute, &mut d_qkv, pass.attention.sequence_length, Turn::Backward);
+        }
+        let h = inner.h_attention;
+        let h = h.unwrap_or_else(|| self.norm_attention.forward(compute, params.0, x).0);
+        let dh = self.qkv.backward(compute, params, &h, &d_qkv);
+        let input = (x, &inner.statistics_attention);
+        self.norm_attention.backward(compute, params, input, &dh, Some(dx2))
+    }
+
+    fn inner(&self, pass: &Pass<'_>, weights: &Weights<'_>, x: &Tensor) -> Inner {
+        let compute = pass.compute;
+        let (h_attention, statistics_attention) = self.norm_attention.forward(compute, weights, x);
+        let mut qkv = self.qkv.forward(weights, &h_attention);
+        if let Some(rotary) = pass.rotary {
+            rotary.turn(compute, &mut qkv, pass.attention.sequence_length, Turn::Forward);
+        }
+        let attention = pass.attention.forward(compute, &qkv);
+        let x2 = self.output.forward_add(weights, &attention.out, x);
+        let (h_mlp, statistics_mlp) = self.norm_mlp.forward(compute, weights, &x2);
+        let up = self.up.forward(weights, &h_mlp);
+        let act = activation::forward(compute, self.mlp, &up);
+        Inner {
+            h_attention: Some(h_attention),
+            statistics_attention,
+            qkv,
+            attention,
+            x2,
+            h_mlp: Some(h_mlp),
+            statistics_mlp,
+            up,
+            act: Some(act),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What every layer needs to run: device, dtypes, and the threads of the CPU kernels.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::kernel::attention::{Level, Workspace};
+use crate::kernel::pool::Pool;
+
+/// The device, the compute dtype and the thread pool of one rank.
+pub struct Compute {
+    /// Where tensors live.
+    pub device: Device,
+    /// The dtype of weights and activations: bf16, f32 or f64.
+    pub kind: Kind,
+    /// The threads of the CPU kernels: the same as libtorch's.
+    pub(crate) pool: Pool,
+    /// The attention kernel's scratch memory; borrowed for the duration of a kernel call.
+    pub(crate) attention: RefCell<Workspace>,
+}
+
+impl Compute {
+    /// Computes on `device` in `kind`; CPU kernels run on `num_threads` of libtorch's threads.
+    pub fn new(device: Device, kind: Kind, num_threads: usize) -> Self {
+        let pool = Pool::new(num_threads);
+        let attention = RefCell::new(Workspace::new(pool, Level::detect()));
+        Self { device, kind, pool, attention }
+    }
+
+    /// Threads that the CPU kernels run on.
+    pub fn num_threads(&self) -> usize {
+        self.pool.num_threads()
+    }
+
+    /// The dtype of statistics, sums and gradients' accumulators: f32, or f64 when computing in f64.
+    pub fn accumulation(&self) -> Kind {
+        if self.kind == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
+    /// Whether this crate's CPU kernels apply: bf16 and f32 on the CPU. Everywhere else the same
+    /// formulas run as tensor operations, which are also the kernels' reference in tests.
+    pub fn has_kernels(&self) -> bool {
+        self.device == Device::Cpu && self.kind != Kind::Double
+    }
+
+    /// An uninitialized tensor of the compute dtype.
+    pub fn empty(&self, shape: &[i64]) -> Tensor {
+        Tensor::empty(shape, (self.kind, self.device))
+    }
+
+    /// An uninitialized tensor of the accumulation dtype.
+    pub fn empty_accumulator(&self, shape: &[i64]) -> Tensor {
+        Tensor::empty(shape, (self.accumulation(), self.device))
+    }
+}
+
+impl fmt::Debug for Compute {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, kind, pool, attention: _ } = self;
+        let threads = pool.num_threads();
+        write!(formatter, "Compute {{ {device:?}, {kind:?}, {threads} threads }}")
+    }
+}
+
+/// Runs a kernel for the compute dtype: `per_element!(compute, E => expression using E)`.
+///
+/// Only for a [`Compute`] that has kernels.
+macro_rules! per_element {
+    ($compute:expr, $element:ident => $body:expr) => {
+        match $compute.kind {
+            tch::Kind::BFloat16 => {
+                type $element = half::bf16;
+                $body
+            }
+            tch::Kind::Float => {
+                type $element = f32;
+                $body
+            }
+            other => unreachable!("no kernels for {other:?}: Compute::has_kernels was not asked"),
+        }
+    };
+}
+pub(crate) use per_element;

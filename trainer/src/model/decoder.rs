@@ -1,0 +1,97 @@
+//! A decoder-only model: which layers it has and in which units their parameters are. It holds no
+//! parameters: whoever runs it passes the unit in question to each call.
+
+use super::attention::Attention;
+use super::block::{Block, Pass, Recompute};
+use super::compute::Compute;
+use super::config::{DecoderSpec, ModelConfig, Position};
+use super::head::Head;
+use super::norm::Norm;
+use super::rotary::Rotary;
+use super::units::{NormIndex, UnitMap, UnitSpec};
+
+/// The bf16 logits that a chunk of the head may hold when the number of rows is left to us: large
+/// enough to keep the product efficient, small beside a model's other buffers.
+const LOGITS_BYTES: usize = 16 << 20;
+
+/// How a model runs, beside what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct RunOptions {
+    /// Positions in a training sequence; also the most that a forward may see.
+    pub sequence_length: usize,
+    /// What blocks keep for their backward.
+    pub recompute: Recompute,
+    /// Rows of logits held at once; 0 lets the model choose.
+    pub logits_rows: usize,
+}
+
+/// A model as a list of layers over units: embedding, blocks, head.
+#[derive(Debug)]
+pub struct Decoder {
+    /// The normalized shape of the model.
+    pub spec: DecoderSpec,
+    /// All blocks are alike; a block's parameters are in unit `1 + layer`.
+    pub block: Block,
+    /// Final norm and output.
+    pub head: Head,
+    /// What blocks keep for their backward.
+    pub recompute: Recompute,
+    rotary: Option<Rotary>,
+    units: Vec<UnitSpec>,
+}
+
+impl Decoder {
+    /// The layers of a model.
+    pub fn new(compute: &Compute, config: &ModelConfig, options: RunOptions) -> Self {
+        let spec = config.spec();
+        let UnitMap { units, block } = UnitMap::new(config);
+        let norm = |index| Norm { kind: spec.norm, eps: spec.eps, index };
+        let rotary = match spec.position {
+            Position::Rotary { theta } => {
+                Some(Rotary::new(compute, &spec, theta, options.sequence_length))
+            }
+            Position::Learned { .. } => None,
+        };
+        let last = &units.last().expect("a model has units").params;
+        let bias = last.iter().position(|param| param.name.ends_with("bias"));
+        // Tied, the output matrix is the token embedding, parameter 0 of unit 0; else it is the
+        // last parameter of the head's own unit.
+        let output = Head::output_at(if spec.tied { 0 } else { last.len() - 1 });
+        let rows = match options.logits_rows {
+            0 => (LOGITS_BYTES / (2 * spec.vocab_size)).clamp(64, 4096).next_multiple_of(64),
+            rows => rows,
+        };
+        let head = Head { norm: norm(NormIndex { weight: 0, bias }), output, rows: rows as i64 };
+        let block = Block {
+            norm_attention: norm(block.norm_attention),
+            qkv: block.qkv,
+            output: block.output,
+            norm_mlp: norm(block.norm_mlp),
+            up: block.up,
+            down: block.down,
+            mlp: spec.mlp,
+        };
+        Self { block, head, recompute: options.recompute, rotary, units, spec }
+    }
+
+    /// The units in execution order: embedding, blocks, head.
+    pub fn units(&self) -> &[UnitSpec] {
+        &self.units
+    }
+
+    /// Index of the unit that holds the output matrix.
+    pub fn output_unit(&self) -> usize {
+        if self.spec.tied { 0 } else { self.units.len() - 1 }
+    }
+
+    /// Whether the embedding adds learned positions.
+    pub fn learns_positions(&self) -> bool {
+        matches!(self.spec.position, Position::Learned { .. })
+    }
+
+    /// What a micro-batch of this shape brings to the blocks.
+    pub fn pass<'a>(&'a self, compute: &'a Compute, (batch, sequence): (i64, i64)) -> Pass<'a> {
+        let attention = Attention::new(&self.spec, batch, sequence);
+        Pass { compute, attention, rotary: self.rotary.as_ref() }
+    }
+}

@@ -1,0 +1,68 @@
+//! Token embedding, with learned positions where the family has them.
+
+use tch::Tensor;
+
+use super::compute::{Compute, per_element};
+use super::views::{Accumulate, Grads, Weights};
+use crate::kernel::embedding::{self as kernel, EmbeddingGradients};
+use crate::kernel::view;
+
+/// Index of the token embedding in its unit.
+pub const TOKENS: usize = 0;
+/// Index of the position embedding in its unit, in families that learn positions.
+pub const POSITIONS: usize = 1;
+
+/// Looks the tokens up and adds the positions' rows if there are any.
+///
+/// # Shapes
+/// - `tokens`: `[B, S]` i64; returns `[B * S, D]` in the compute dtype
+pub fn forward(weights: &Weights<'_>, tokens: &Tensor, learned_positions: bool) -> Tensor {
+    let rows = weights.get(TOKENS).index_select(0, &tokens.view(-1));
+    if !learned_positions {
+        return rows;
+    }
+    let (b, s) = tokens.size2().expect("tokens are [B, S]");
+    let positions = weights.get(POSITIONS).narrow(0, 0, s);
+    (rows.view([b, s, -1]) + positions).view([b * s, -1])
+}
+
+/// Adds the gradient of the looked-up rows to the accumulators, in an order that does not depend
+/// on threads.
+///
+/// `token_grads` says whether the token table's accumulator is replaced or added to, which differs
+/// from `grads` when the table is the head's output matrix too and the head came first.
+///
+/// # Shapes
+/// - `tokens`: `[B, S]` i64; `dx`: `[B * S, D]`
+pub fn backward(
+    compute: &Compute,
+    grads: &Grads<'_>,
+    token_grads: Accumulate,
+    (tokens, dx): (&Tensor, &Tensor),
+    learned_positions: bool,
+) {
+    let ids = tokens.view(-1);
+    let mut target = Grads { accumulate: token_grads, ..*grads }.ready_to_add(TOKENS);
+    if compute.has_kernels() {
+        add_rows_kernel(compute, &mut target, &ids, dx);
+    } else {
+        let (vocab, wide) = (target.size()[0], dx.to_kind(compute.accumulation()));
+        let _ = target.g_add_(&Tensor::embedding_dense_backward(&wide, &ids, vocab, -1, false));
+    }
+    if learned_positions {
+        let (b, s) = tokens.size2().expect("tokens are [B, S]");
+        let rows = dx.view([b, s, -1]);
+        let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
+        let _ = grads.ready_to_add(POSITIONS).narrow(0, 0, s).g_add_(&sum);
+    }
+}
+
+fn add_rows_kernel(compute: &Compute, target: &mut Tensor, ids: &Tensor, dx: &Tensor) {
+    let hidden_size = dx.size()[1] as usize;
+    let (d_weight, ids) = (view::slice_mut::<f32>(target), view::slice::<i64>(ids));
+    let gradients = EmbeddingGradients { d_weight, d_positions: None, hidden_size };
+    per_element!(compute, E => {
+        kernel::backward(&compute.pool, ids, view::slice::<E>(dx), gradients)
+            .expect("token ids are checked against the vocabulary when they are read");
+    });
+}

@@ -1,0 +1,152 @@
+//! Final norm, output product and cross-entropy, a chunk of rows at a time: the logits of all
+//! positions are never held at once, and their gradient replaces them in place.
+
+use tch::{Kind, Tensor};
+
+use super::compute::{Compute, per_element};
+use super::norm::Norm;
+use super::units::{Orientation, Projection};
+use super::views::{Accumulate, Grads, Weights};
+use crate::kernel::{cross_entropy as kernel, view};
+
+/// The final norm and the output matrix, which is the token embedding itself when tied.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The norm before the output product.
+    pub norm: Norm,
+    /// The output matrix `[V, D]` in its unit.
+    pub output: Projection,
+    /// Rows of logits held at once.
+    pub rows: i64,
+}
+
+/// Where the head's parameters are: the norm's unit, and the unit that holds the output matrix
+/// (the same one, or the embedding's when tied).
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeights<'a> {
+    /// The unit of the final norm.
+    pub norm: Weights<'a>,
+    /// The unit of the output matrix.
+    pub output: Weights<'a>,
+}
+
+/// The accumulators that belong to [`HeadWeights`].
+#[derive(Clone, Copy, Debug)]
+pub struct HeadGrads<'a> {
+    /// The unit of the final norm.
+    pub norm: Grads<'a>,
+    /// The unit of the output matrix.
+    pub output: Grads<'a>,
+}
+
+impl Head {
+    /// The output matrix at `index` of its unit.
+    pub fn output_at(index: usize) -> Projection {
+        Projection { weights: index..index + 1, bias: None, orientation: Orientation::OutIn }
+    }
+
+    /// The summed cross-entropy over all positions, forward only.
+    ///
+    /// # Shapes
+    /// - `x`: `[N, D]`, `targets`: `[N]` i64; returns a scalar f64 on the device
+    pub fn loss(
+        &self,
+        compute: &Compute,
+        weights: &HeadWeights<'_>,
+        x: &Tensor,
+        targets: &Tensor,
+    ) -> Tensor {
+        let (h, _) = self.norm.forward(compute, &weights.norm, x);
+        let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
+        for (h, targets) in self.chunks(&h).zip(self.chunks(targets)) {
+            let mut logits = self.output.forward(&weights.output, &h);
+            sum += loss_only(compute, &mut logits, &targets);
+        }
+        sum
+    }
+
+    /// The summed cross-entropy and the gradient of `x`; adds the head's own gradients to `grads`.
+    ///
+    /// # Shapes
+    /// - `x`: `[N, D]`, `targets`: `[N]` i64; returns a scalar f64 on the device and `[N, D]`
+    pub fn loss_and_backward(
+        &self,
+        compute: &Compute,
+        (weights, grads): (&HeadWeights<'_>, &HeadGrads<'_>),
+        x: &Tensor,
+        targets: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let (h, statistics) = self.norm.forward(compute, &weights.norm, x);
+        let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
+        let dh = h.empty_like();
+        let mut output_grads = grads.output;
+        for ((h, targets), mut dh) in
+            self.chunks(&h).zip(self.chunks(targets)).zip(self.chunks(&dh))
+        {
+            let mut logits = self.output.forward(&weights.output, &h);
+            sum += loss_and_grad(compute, &mut logits, &targets);
+            dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
+            output_grads.accumulate = Accumulate::Add;
+        }
+        let params = (&weights.norm, &grads.norm);
+        (sum, self.norm.backward(compute, params, (x, &statistics), &dh, None))
+    }
+
+    /// The logits of all rows of `x`, for sampling and tests.
+    ///
+    /// # Shapes
+    /// - `x`: `[N, D]`; returns `[N, V]` in the compute dtype
+    pub fn logits(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
+        let (h, _) = self.norm.forward(compute, &weights.norm, x);
+        self.output.forward(&weights.output, &h)
+    }
+
+    /// Views of `rows` rows each, the last one perhaps shorter.
+    fn chunks(&self, tensor: &Tensor) -> impl Iterator<Item = Tensor> {
+        let (tensor, rows, step) = (tensor.shallow_clone(), tensor.size()[0], self.rows);
+        (0..rows).step_by(step as usize).map(move |first| {
+            tensor.narrow(0, first, step.min(rows - first))
+        })
+    }
+}
+
+/// The summed loss of one chunk; `logits` is overwritten by its gradient `softmax - onehot`.
+fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if compute.has_kernels() {
+        let columns = logits.size()[1] as usize;
+        return per_element!(compute, E => {
+            let logits = view::slice_mut::<E>(logits);
+            scalar(kernel::loss_and_grad(&compute.pool, logits, view::slice(targets), columns))
+        });
+    }
+    let wide = logits.to_kind(compute.accumulation());
+    let targets = targets.unsqueeze(-1);
+    let sum = loss_of(&wide, &targets);
+    let mut grad = wide.softmax(-1, wide.kind());
+    let minus_one = Tensor::full(targets.size().as_slice(), -1.0, (wide.kind(), wide.device()));
+    let _ = grad.scatter_add_(-1, &targets, &minus_one);
+    logits.copy_(&grad);
+    sum
+}
+
+/// The summed loss of one chunk.
+fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if compute.has_kernels() {
+        let columns = logits.size()[1] as usize;
+        return per_element!(compute, E => {
+            let logits = view::slice::<E>(logits);
+            scalar(kernel::loss_only(&compute.pool, logits, view::slice(targets), columns))
+        });
+    }
+    loss_of(&logits.to_kind(compute.accumulation()), &targets.unsqueeze(-1))
+}
+
+/// `sum(logsumexp(row) - row[target])` in f64.
+fn loss_of(wide: &Tensor, targets: &Tensor) -> Tensor {
+    let chosen = wide.gather(-1, targets, false).squeeze_dim(-1);
+    (wide.logsumexp([-1i64].as_slice(), false) - chosen).sum(Kind::Double)
+}
+
+fn scalar(sum: Result<kernel::LossSum, crate::kernel::error::Error>) -> Tensor {
+    Tensor::from(sum.expect("token ids are checked against the vocabulary when they are read").loss)
+}

@@ -1,0 +1,23 @@
+//! Decoder-only models: their shapes, parameters and layers, forward and backward.
+//!
+//! There is no autograd graph in training. Each layer is a pair of functions, forward and
+//! backward, that take weights as arguments and add weight gradients where the caller keeps them;
+//! `crate::pass` calls them in order. So a unit's buffers may come and go between its forward and
+//! its backward, gradients never exist twice, and what is kept or computed again is explicit.
+//! [`plain`] is the same model in ordinary autograd operations.
+
+pub mod activation;
+pub mod attention;
+pub mod block;
+pub mod compute;
+pub mod config;
+pub mod decoder;
+pub mod embedding;
+pub mod head;
+pub mod init;
+mod linear;
+pub mod norm;
+pub mod plain;
+pub mod rotary;
+pub mod units;
+pub mod views;

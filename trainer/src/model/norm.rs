@@ -1,0 +1,181 @@
+//! RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4) and LayerNorm (Ba et al. 2016,
+//! arXiv:1607.06450, eq. 4), forward and backward, with statistics in the accumulation dtype.
+
+use tch::{Kind, Tensor};
+
+use super::compute::{Compute, per_element};
+use super::config::NormKind;
+use super::units::NormIndex;
+use super::views::{Grads, Weights};
+use crate::kernel::norm::{
+    LayerNorm, LayerNormGradients, LayerNormSaved, LayerNormStatistics, RmsNorm, RmsNormSaved,
+    Upstream,
+};
+use crate::kernel::view;
+
+/// What a norm's backward needs besides its input.
+#[derive(Debug)]
+pub struct NormStatistics {
+    /// Row means `[N]` (`LayerNorm` only).
+    pub mean: Option<Tensor>,
+    /// Reciprocal root mean squares (deviations) of the rows `[N]`.
+    pub rstd: Tensor,
+}
+
+/// A norm of one kind: where its parameters are, and its epsilon.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm {
+    /// RMS or layer norm.
+    pub kind: NormKind,
+    /// Added to the mean square (variance) before the root.
+    pub eps: f64,
+    /// Indices of weight and bias in the unit.
+    pub index: NormIndex,
+}
+
+impl Norm {
+    /// `y = (x - mean) * rstd * weight + bias` (mean and bias for layer norms only).
+    ///
+    /// # Shapes
+    /// - `x`: `[N, D]`; returns `y` `[N, D]` in the compute dtype, rounded once, and the statistics
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        weights: &Weights<'_>,
+        x: &Tensor,
+    ) -> (Tensor, NormStatistics) {
+        if compute.has_kernels() {
+            return self.forward_kernel(compute, weights, x);
+        }
+        let wide = x.to_kind(compute.accumulation());
+        let mean = (self.kind == NormKind::Layer).then(|| row_mean(&wide));
+        let centered = mean.as_ref().map_or_else(|| wide.shallow_clone(), |mean| &wide - mean);
+        let rstd = (row_mean(&centered.square()) + self.eps).rsqrt();
+        let mut y = &centered * &rstd * weights.get(self.index.weight).to_kind(wide.kind());
+        if let Some(bias) = self.index.bias {
+            y += weights.get(bias).to_kind(wide.kind());
+        }
+        let mean = mean.map(|mean| mean.squeeze_dim(-1));
+        (y.to_kind(x.kind()), NormStatistics { mean, rstd: rstd.squeeze_dim(-1) })
+    }
+
+    /// Adds the gradients of weight and bias to `grads`; returns `residual + dx`, where `residual`
+    /// is the gradient that reaches `x` past the norm.
+    ///
+    /// # Shapes
+    /// - `x`, `dy`, `residual`: `[N, D]`; returns `[N, D]`
+    pub fn backward(
+        &self,
+        compute: &Compute,
+        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        (x, statistics): (&Tensor, &NormStatistics),
+        dy: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
+        if compute.has_kernels() {
+            return self.backward_kernel(compute, (weights, grads), (x, statistics), (dy, residual));
+        }
+        let kind = compute.accumulation();
+        let (wide, dy) = (x.to_kind(kind), dy.to_kind(kind));
+        let rstd = statistics.rstd.unsqueeze(-1);
+        let centered = match &statistics.mean {
+            Some(mean) => wide - mean.unsqueeze(-1),
+            None => wide,
+        };
+        let normalized = centered * &rstd;
+        add_rows(&mut grads.ready_to_add(self.index.weight), &(&dy * &normalized), kind);
+        if let Some(bias) = self.index.bias {
+            add_rows(&mut grads.ready_to_add(bias), &dy, kind);
+        }
+        let scaled = dy * weights.get(self.index.weight).to_kind(kind);
+        let along = row_mean(&(&scaled * &normalized));
+        let mut dx = &scaled - normalized * along;
+        if self.kind == NormKind::Layer {
+            dx -= row_mean(&scaled);
+        }
+        let dx = dx * rstd;
+        match residual {
+            Some(residual) => (dx + residual.to_kind(kind)).to_kind(x.kind()),
+            None => dx.to_kind(x.kind()),
+        }
+    }
+}
+
+impl Norm {
+    fn forward_kernel(
+        &self,
+        compute: &Compute,
+        weights: &Weights<'_>,
+        x: &Tensor,
+    ) -> (Tensor, NormStatistics) {
+        let (weight, bias) = self.parameters(weights);
+        let rows = [x.size()[0]];
+        let mut y = x.empty_like();
+        let mut rstd = compute.empty_accumulator(&rows);
+        let mut mean = bias.as_ref().map(|_| compute.empty_accumulator(&rows));
+        per_element!(compute, E => {
+            let (x, y) = (view::slice::<E>(x), view::slice_mut::<E>(&mut y));
+            let (weight, rstd) = (view::slice::<E>(&weight), view::slice_mut(&mut rstd));
+            let eps = self.eps as f32;
+            match (&bias, &mut mean) {
+                (Some(bias), Some(mean)) => {
+                    let statistics = LayerNormStatistics { mean: view::slice_mut(mean), rstd };
+                    LayerNorm { weight, bias: view::slice(bias), eps }
+                        .forward(&compute.pool, x, y, statistics);
+                }
+                _ => RmsNorm { weight, eps }.forward(&compute.pool, x, y, rstd),
+            }
+        });
+        (y, NormStatistics { mean, rstd })
+    }
+
+    fn backward_kernel(
+        &self,
+        compute: &Compute,
+        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        (x, statistics): (&Tensor, &NormStatistics),
+        (dy, residual): (&Tensor, Option<&Tensor>),
+    ) -> Tensor {
+        let (weight, bias) = self.parameters(weights);
+        let mut dx = x.empty_like();
+        let mut d_weight = grads.ready_to_add(self.index.weight);
+        let mut d_bias = self.index.bias.map(|bias| grads.ready_to_add(bias));
+        per_element!(compute, E => {
+            let (x, weight) = (view::slice::<E>(x), view::slice::<E>(&weight));
+            let (rstd, eps) = (view::slice(&statistics.rstd), self.eps as f32);
+            let dx = view::slice_mut::<E>(&mut dx);
+            let d_weight = view::slice_mut(&mut d_weight);
+            let upstream = Upstream { dy: view::slice(dy), d_residual: residual.map(view::slice) };
+            match (&bias, &mut d_bias, &statistics.mean) {
+                (Some(bias), Some(d_bias), Some(mean)) => {
+                    let saved = LayerNormSaved { x, mean: view::slice(mean), rstd };
+                    let d_bias = view::slice_mut(d_bias);
+                    LayerNorm { weight, bias: view::slice(bias), eps }.backward(
+                        &compute.pool,
+                        upstream,
+                        saved,
+                        LayerNormGradients { dx, d_weight, d_bias },
+                    );
+                }
+                _ => {
+                    let saved = RmsNormSaved { x, rstd };
+                    RmsNorm { weight, eps }.backward(&compute.pool, upstream, saved, dx, d_weight);
+                }
+            }
+        });
+        dx
+    }
+
+    fn parameters(&self, weights: &Weights<'_>) -> (Tensor, Option<Tensor>) {
+        (weights.get(self.index.weight), self.index.bias.map(|bias| weights.get(bias)))
+    }
+}
+
+/// The mean over the last dim, kept as a dim of size 1.
+fn row_mean(x: &Tensor) -> Tensor {
+    x.mean_dim([-1i64].as_slice(), true, x.kind())
+}
+
+fn add_rows(target: &mut Tensor, rows: &Tensor, kind: Kind) {
+    let _ = target.g_add_(&rows.sum_dim_intlist([0i64].as_slice(), false, kind));
+}

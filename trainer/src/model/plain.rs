@@ -1,0 +1,156 @@
+//! The same model as one function of its weights, in ordinary autograd operations.
+//!
+//! Slower and larger than the layers beside it, it serves where derivatives of derivatives or
+//! weights that are themselves computed are needed, and as an independent check of every backward.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::config::{DecoderSpec, Mlp, ModelConfig, NormKind, Position};
+use super::units::{BlockIndex, NormIndex, Orientation, Projection, UnitMap, UnitSpec};
+
+/// A model whose weights are arguments.
+#[derive(Debug)]
+pub struct PlainModel {
+    spec: DecoderSpec,
+    units: Vec<UnitSpec>,
+    block: BlockIndex,
+}
+
+/// The parameters by name; gradients flow to those that require them.
+pub type NamedWeights = BTreeMap<String, Tensor>;
+
+impl PlainModel {
+    /// The function that belongs to a model's config.
+    pub fn new(config: &ModelConfig) -> Self {
+        let UnitMap { units, block } = UnitMap::new(config);
+        Self { spec: config.spec(), units, block }
+    }
+
+    /// Logits of every position.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[B, S]` i64; returns `[B, S, V]` in the weights' dtype
+    pub fn logits(&self, weights: &NamedWeights, tokens: &Tensor) -> Tensor {
+        let sequence_length = tokens.size()[1];
+        let embedding = &self.units[0].params;
+        let table = &weights[&embedding[0].name];
+        let mut x = Tensor::embedding(table, tokens, -1, false, false);
+        if let Position::Learned { .. } = self.spec.position {
+            x += weights[&embedding[1].name].narrow(0, 0, sequence_length);
+        }
+        let blocks = &self.units[1..self.units.len() - 1];
+        for unit in blocks {
+            x = self.block(&Named { unit, weights }, &x);
+        }
+        let unit = &self.units[self.units.len() - 1];
+        let named = Named { unit, weights };
+        let bias = (self.spec.norm == NormKind::Layer).then_some(1);
+        let h = self.norm(&named, NormIndex { weight: 0, bias }, &x);
+        let output =
+            if self.spec.tied { table } else { named.get(unit.params.len() - 1) };
+        h.matmul(&output.tr())
+    }
+
+    /// The summed cross-entropy of `tokens[:, 1..]` given what precedes each.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[B, S + 1]` i64; returns a scalar
+    pub fn loss_sum(&self, weights: &NamedWeights, tokens: &Tensor) -> Tensor {
+        let length = tokens.size()[1] - 1;
+        let logits = self.logits(weights, &tokens.narrow(1, 0, length));
+        let targets = tokens.narrow(1, 1, length).reshape([-1]);
+        let no_class_weights = None::<&Tensor>;
+        logits.view([-1, self.spec.vocab_size as i64]).cross_entropy_loss(
+            &targets,
+            no_class_weights,
+            tch::Reduction::Sum,
+            -100,
+            0.0,
+        )
+    }
+
+    fn block(&self, named: &Named<'_>, x: &Tensor) -> Tensor {
+        let h = self.norm(named, self.block.norm_attention, x);
+        let qkv = named.project(&self.block.qkv, &h);
+        let x = x + named.project(&self.block.output, &self.attention(&qkv));
+        let h = self.norm(named, self.block.norm_mlp, &x);
+        let up = named.project(&self.block.up, &h);
+        let act = match self.spec.mlp {
+            Mlp::SwiGlu => {
+                let halves = up.chunk(2, -1);
+                halves[0].silu() * &halves[1]
+            }
+            Mlp::Gelu => up.gelu("tanh"),
+        };
+        x + named.project(&self.block.down, &act)
+    }
+
+    fn norm(&self, named: &Named<'_>, index: NormIndex, x: &Tensor) -> Tensor {
+        let shape = [self.spec.hidden_size as i64];
+        let (weight, eps) = (named.get(index.weight), self.spec.eps);
+        match index.bias {
+            Some(bias) => x.layer_norm(shape, Some(weight), Some(named.get(bias)), eps, false),
+            None => {
+                let scale = (x.square().mean_dim([-1i64].as_slice(), true, x.kind()) + eps).rsqrt();
+                x * scale * weight
+            }
+        }
+    }
+
+    fn attention(&self, qkv: &Tensor) -> Tensor {
+        let (n, k) = (self.spec.num_heads as i64, self.spec.num_kv_heads as i64);
+        let (b, s, _) = qkv.size3().expect("qkv is [B, S, width]");
+        let heads = qkv.view([b, s, n + 2 * k, self.spec.head_dim as i64]).transpose(1, 2);
+        let part = |first, count| heads.narrow(1, first, count);
+        let (mut q, mut keys, values) = (part(0, n), part(n, k), part(n + k, k));
+        if let Position::Rotary { theta } = self.spec.position {
+            (q, keys) = (rotate(&q, theta), rotate(&keys, theta));
+        }
+        let spread = |t: &Tensor| t.repeat_interleave_self_int(n / k, 1, None);
+        let scale = (self.spec.head_dim as f64).sqrt();
+        let scores = q.matmul(&spread(&keys).transpose(2, 3)) / scale;
+        let future = Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1);
+        let weights = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, q.kind());
+        weights.matmul(&spread(&values)).transpose(1, 2).reshape([b, s, -1])
+    }
+}
+
+/// One unit's parameters by index.
+struct Named<'a> {
+    unit: &'a UnitSpec,
+    weights: &'a NamedWeights,
+}
+
+impl<'a> Named<'a> {
+    fn get(&self, index: usize) -> &'a Tensor {
+        &self.weights[&self.unit.params[index].name]
+    }
+
+    fn project(&self, projection: &Projection, x: &Tensor) -> Tensor {
+        let parts: Vec<_> = projection.weights.clone().map(|index| self.get(index)).collect();
+        let matrix = match projection.orientation {
+            Orientation::OutIn => Tensor::cat(&parts, 0).tr(),
+            Orientation::InOut => parts[0].shallow_clone(),
+        };
+        let y = x.matmul(&matrix);
+        match projection.bias {
+            Some(bias) => y + self.get(bias),
+            None => y,
+        }
+    }
+}
+
+/// Rotates heads `[B, N, S, H]` by their positions' angles, with complex numbers rather than the
+/// half-split products of the layers beside.
+fn rotate(heads: &Tensor, theta: f64) -> Tensor {
+    let (_, _, s, h) = heads.size4().expect("heads are [B, N, S, H]");
+    let options = (heads.kind(), heads.device());
+    let exponents = Tensor::arange_start_step(0, h, 2, options) / h as f64;
+    let angles = Tensor::arange(s, options).outer(&(exponents * -theta.ln()).exp());
+    let turns = Tensor::polar(&angles.ones_like(), &angles);
+    let pairs = heads.chunk(2, -1);
+    let turned = Tensor::complex(&pairs[0], &pairs[1]) * turns;
+    Tensor::cat(&[turned.real(), turned.imag()], -1)
+}

@@ -1,0 +1,85 @@
+//! Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34) in the half-split form of
+//! Hugging Face: pair `i` of a head is (element `i`, element `i + head_dim / 2`).
+
+use tch::{Kind, Tensor};
+
+use super::compute::{Compute, per_element};
+use super::config::DecoderSpec;
+use crate::kernel::rope::{QkvLayout, Rope};
+use crate::kernel::view;
+
+/// Cosines and sines of all positions of one sequence length.
+#[derive(Debug)]
+pub struct Rotary {
+    /// `[S, H/2]`, accumulation dtype.
+    cos: Tensor,
+    /// `[S, H/2]`, accumulation dtype.
+    sin: Tensor,
+    num_heads: i64,
+    head_dim: i64,
+    /// The same tables for the CPU kernel, and what it needs to know of a row.
+    kernel: (Rope, QkvLayout),
+}
+
+/// Forward turns by the position's angle, backward (the transpose) by its negative.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// By the angle.
+    Forward,
+    /// By the negative angle.
+    Backward,
+}
+
+impl Rotary {
+    /// Tables for `sequence_length` positions: angle of position `t`, pair `i` is
+    /// `t * theta^(-2 i / head_dim)`, computed in f64.
+    pub fn new(compute: &Compute, spec: &DecoderSpec, theta: f64, sequence_length: usize) -> Self {
+        let head_dim = spec.head_dim as i64;
+        let options = (Kind::Double, tch::Device::Cpu);
+        let exponents = Tensor::arange_start_step(0, head_dim, 2, options) / head_dim as f64;
+        let frequencies = (exponents * -theta.ln()).exp();
+        let angles = Tensor::arange(sequence_length as i64, options).outer(&frequencies);
+        let place = |table: Tensor| table.to_kind(compute.accumulation()).to_device(compute.device);
+        // The rotation covers the q heads and the k heads, which lie side by side.
+        let num_heads = (spec.num_heads + spec.num_kv_heads) as i64;
+        let layout = QkvLayout {
+            num_attention_heads: spec.num_heads,
+            num_key_value_heads: spec.num_kv_heads,
+            head_dim: spec.head_dim,
+        };
+        let kernel = (Rope::new(spec.head_dim, sequence_length, theta), layout);
+        Self { cos: place(angles.cos()), sin: place(angles.sin()), num_heads, head_dim, kernel }
+    }
+
+    /// Rotates the q and k heads of a fused `qkv` in place.
+    ///
+    /// # Shapes
+    /// - `qkv`: `[B * S, (N + 2 K) * H]` with `S` at most the tables' length
+    pub fn turn(&self, compute: &Compute, qkv: &mut Tensor, sequence_length: i64, turn: Turn) {
+        if compute.has_kernels() {
+            let (rope, layout) = &self.kernel;
+            return per_element!(compute, E => {
+                let (qkv, length) = (view::slice_mut::<E>(qkv), sequence_length as usize);
+                match turn {
+                    Turn::Forward => rope.apply(&compute.pool, qkv, *layout, length),
+                    Turn::Backward => rope.apply_backward(&compute.pool, qkv, *layout, length),
+                }
+            });
+        }
+        let width = self.num_heads * self.head_dim;
+        let half = self.head_dim / 2;
+        let heads = qkv.narrow(1, 0, width).to_kind(compute.accumulation()).view([
+            -1,
+            sequence_length,
+            self.num_heads,
+            self.head_dim,
+        ]);
+        let cos = self.cos.narrow(0, 0, sequence_length).view([1, sequence_length, 1, half]);
+        let sin = self.sin.narrow(0, 0, sequence_length).view([1, sequence_length, 1, half]);
+        let sin = if turn == Turn::Forward { sin } else { -sin };
+        let (first, second) = (heads.narrow(3, 0, half), heads.narrow(3, half, half));
+        let turned =
+            Tensor::cat(&[&first * &cos - &second * &sin, &second * &cos + &first * &sin], 3);
+        qkv.narrow(1, 0, width).copy_(&turned.view([-1, width]));
+    }
+}

@@ -1,0 +1,66 @@
+//! Text from a model: one token after the other, each from the distribution given what precedes.
+
+use rand_chacha::ChaCha8Rng;
+use tch::{Kind, Tensor};
+
+use crate::model::compute::Compute;
+use crate::model::decoder::Decoder;
+use crate::model::init::{generator, open_uniform};
+use crate::pass::last_logits;
+use crate::state::UnitState;
+
+/// How to draw the next token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// Tokens to add to the prompt.
+    pub num_tokens: usize,
+    /// Logits are divided by it; 0 takes the most likely token.
+    pub temperature: f64,
+    /// Draw among this many most likely tokens; 0 among all.
+    pub top_k: usize,
+    /// Keys the random numbers.
+    pub seed: u64,
+}
+
+/// Continues `prompt` (at least one token) and returns prompt and continuation.
+///
+/// Each token is drawn after a forward over the last `window` tokens at most.
+pub fn continue_tokens(
+    (model, compute): (&Decoder, &Compute),
+    units: &[UnitState],
+    prompt: &[u32],
+    window: usize,
+    sampling: &Sampling,
+) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    let mut rng = generator(sampling.seed, "sample");
+    for _ in 0..sampling.num_tokens {
+        let visible = &tokens[tokens.len().saturating_sub(window)..];
+        let inputs: Vec<i64> = visible.iter().map(|&token| i64::from(token)).collect();
+        let inputs = Tensor::from_slice(&inputs).unsqueeze(0).to_device(compute.device);
+        let logits = last_logits(model, compute, units, &inputs);
+        tokens.push(draw(&logits, sampling, &mut rng));
+    }
+    tokens
+}
+
+/// One token by inverting the cumulative distribution, in f64.
+fn draw(logits: &Tensor, sampling: &Sampling, rng: &mut ChaCha8Rng) -> u32 {
+    if sampling.temperature == 0.0 {
+        return token(logits.argmax(-1, false).int64_value(&[]));
+    }
+    let mut scaled = logits.to_device(tch::Device::Cpu).to_kind(Kind::Double) / sampling.temperature;
+    if sampling.top_k > 0 {
+        let count = (sampling.top_k as i64).min(scaled.size()[0]);
+        let (largest, _) = scaled.topk(count, -1, true, true);
+        let below = scaled.lt_tensor(&largest.get(count - 1));
+        scaled = scaled.masked_fill(&below, f64::NEG_INFINITY);
+    }
+    let cumulative = scaled.softmax(-1, Kind::Double).cumsum(-1, Kind::Double);
+    let threshold = open_uniform(rng) * cumulative.get(-1).double_value(&[]);
+    token(cumulative.lt(threshold).sum(Kind::Int64).int64_value(&[]))
+}
+
+fn token(index: i64) -> u32 {
+    u32::try_from(index).expect("a vocabulary has at most 2^32 tokens")
+}
