@@ -105,7 +105,7 @@ impl UnitLayout {
                 shape: param.shape.clone(),
             };
             let numel = numel(&param.shape).ok_or_else(too_odd)?;
-            let offset: usize = end;
+            let offset = round_up(end, ALIGNMENT_ELEMENTS).ok_or_else(too_odd)?;
             end = offset.checked_add(numel).ok_or_else(too_odd)?;
             let (name, shape) = (param.name.clone(), param.shape.clone());
             places.push(ParamPlace { name, shape, offset, numel });

@@ -263,7 +263,7 @@ fn reduce(reduction: Reduction, inputs: &[Tensor]) -> std::result::Result<Tensor
             let mut level: Vec<Tensor> = inputs.iter().map(Tensor::shallow_clone).collect();
             while level.len() > 1 {
                 let pairs = level.chunks(2).map(|pair| match pair {
-                    [left, right] => left.f_sub(right),
+                    [left, right] => left.f_add(right),
                     odd => Ok(odd[0].shallow_clone()),
                 });
                 level = pairs.collect::<std::result::Result<_, _>>()?;

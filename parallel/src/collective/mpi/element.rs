@@ -78,7 +78,7 @@ fn chain<T: Element>(own: &mut [T], rank: usize, peers: &[&[T]], pair: impl Fn(T
             own.iter_mut().zip(*first).for_each(|(own, &peer)| *own = pair(peer, *own));
         }
         _ => {
-            let (mut sum, rank) = ([T::default(); BLOCK_ELEMENTS], peers.len() - rank);
+            let mut sum = [T::default(); BLOCK_ELEMENTS];
             for (block, own) in own.chunks_mut(BLOCK_ELEMENTS).enumerate() {
                 let sum = &mut sum[..own.len()];
                 sum.copy_from_slice(contribution(own, rank, peers, block, 0));

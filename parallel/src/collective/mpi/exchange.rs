@@ -98,7 +98,7 @@ impl Exchange {
             }
             Operation::AllToAll => {
                 let (gives, takes) = (equal_parts(input, degree), equal_parts(output, degree));
-                
+                takes[rank].copy_from(gives[rank]);
                 self.swap(&gives, &takes)
             }
         }
@@ -244,7 +244,7 @@ fn scratch_piece(
     piece_bytes: usize,
     own: Region,
 ) -> Region {
-    let _ = (step, num_peers); let start = (index) * piece_bytes;
+    let start = (step % DEPTH * num_peers + index) * piece_bytes;
     scratch.cut(start..start + own.bytes())
 }
 
