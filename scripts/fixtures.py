@@ -24,6 +24,7 @@ A step: gradients scaled by min(1, 1 / (norm + 1e-6)), then AdamW (Loshchilov & 
 lr 1e-3, betas 0.9 and 0.95, eps 1e-8, and weight decay 0.1 on tensors of two or more dimensions, else none.
 """
 import argparse
+import copy
 import json
 import pathlib
 
@@ -34,6 +35,10 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
 NUM_STEPS = 10
+# Where a gradient cancels to nearly nothing, Adam divides rounding noise by itself. A seed is taken only if torch's own
+# float32 run ends this near its float64 run (norm of the difference over norm, every parameter), so that the tests'
+# tolerance of 1e-5 measures us and not the fixture.
+FLOAT32_NEAR = 2e-6
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -130,7 +135,7 @@ def train(model, step_tokens):
 
 
 def fixture(build, sequence, seed):
-    """All tensors of one file, and how far float32 is from them."""
+    """All tensors of one file, and how far float32 is from them: logits, and weights after the steps."""
     generator = torch.Generator().manual_seed(seed)
     model = build().eval()
     draw_weights(model, generator)
@@ -139,6 +144,8 @@ def fixture(build, sequence, seed):
     step_tokens = torch.randint(vocab, (NUM_STEPS, 2, sequence + 1), generator=generator)
     tensors = dict(tokens=tokens, step_tokens=step_tokens, **named("param", model, lambda p: p))
     logits32, _ = loss_of(model, tokens)
+    float32 = copy.deepcopy(model)
+    train(float32, step_tokens)
     modeling_llama.torch = modeling_gpt2.torch = Float64Torch()
     model = model.double()
     # Inverse frequencies are computed anew: cast, they would keep float32's rounding.
@@ -153,7 +160,21 @@ def fixture(build, sequence, seed):
     tensors["step_losses"], tensors["step_grad_norms"] = train(model, step_tokens)
     tensors |= named("after", model, lambda p: p)
     modeling_llama.torch = modeling_gpt2.torch = torch
-    return {k: v.contiguous() for k, v in tensors.items()}, config_text(model), (logits32 - logits).abs().max().item()
+    worst = max(relative(p, tensors[f"after.{name}"]) for name, p in float32.named_parameters() if "c_attn.bias" not in name)
+    errors = ((logits32 - logits).abs().max().item(), worst)
+    return {k: v.contiguous() for k, v in tensors.items()}, config_text(model), errors
+
+
+def relative(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def well_conditioned(build, sequence, first_seed):
+    """The fixture of the first seed whose float32 run is near; seeds of different files never meet."""
+    for seed in range(first_seed, 10**6, len(MODELS)):
+        tensors, config, errors = fixture(build, sequence, seed)
+        if errors[1] < FLOAT32_NEAR:
+            return tensors, config, errors
 
 
 def main():
@@ -163,7 +184,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     for seed, (name, (sequence, build)) in enumerate(MODELS.items(), start=1):
-        tensors, config, float32_error = fixture(build, sequence, seed)
+        tensors, config, errors = well_conditioned(build, sequence, seed)
         path = out / f"{name}.safetensors"
         # One metadata key only: safetensors writes several in no fixed order, and the file should not change.
         save_file(tensors, path, metadata={"config": config})
@@ -172,7 +193,7 @@ def main():
         norms = tensors["step_grad_norms"]
         print(f"{path.name}: {path.stat().st_size} bytes, loss {tensors['loss']:.4f}, steps {losses[0]:.4f} to "
               f"{losses[-1]:.4f}, norms {norms.min():.2f} to {norms.max():.2f}, "
-              f"float32 logits differ by {float32_error:.1e}")
+              f"float32 logits differ by {errors[0]:.1e}, weights after the steps by {errors[1]:.1e}")
 
 
 if __name__ == "__main__":

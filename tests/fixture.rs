@@ -128,6 +128,13 @@ pub(crate) fn by_name(
         .collect()
 }
 
+/// Norm of the difference over norm of the reference.
+pub(crate) fn relative_norm_error(found: &Tensor, expected: &Tensor) -> f64 {
+    let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));
+    let difference = found.view(-1) - expected.view(-1);
+    difference.norm().double_value(&[]) / expected.norm().double_value(&[])
+}
+
 /// Largest difference over largest reference value.
 pub(crate) fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     let (found, expected) = (found.to_kind(Kind::Double), expected.to_kind(Kind::Double));

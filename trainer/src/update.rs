@@ -55,7 +55,7 @@ pub fn squared_grad_norm(
     }
 }
 
-fn squared_norm_of<T: Real + tch::kind::Element>(compute: &Compute, units: &[UnitState]) -> f64 {
+fn squared_norm_of<T: Real + view::Element>(compute: &Compute, units: &[UnitState]) -> f64 {
     let mut params = Vec::new();
     for unit in units {
         let grads = view::slice::<T>(&unit.grads);
@@ -103,7 +103,7 @@ enum Piece<'a, T: Real> {
     Done(Result<(), grove_optim::Error>),
 }
 
-fn apply_slices<T: Real + tch::kind::Element>(
+fn apply_slices<T: Real + view::Element>(
     compute: &Compute,
     units: &mut [UnitState],
     update: &Update<'_>,
@@ -125,7 +125,7 @@ fn apply_slices<T: Real + tch::kind::Element>(
 }
 
 /// Cuts a unit's buffers into pieces that lie within one parameter.
-fn collect_pieces<'a, T: Real + tch::kind::Element>(
+fn collect_pieces<'a, T: Real + view::Element>(
     unit: &'a mut UnitState,
     update: &Update<'_>,
     pieces: &mut Vec<Piece<'a, T>>,

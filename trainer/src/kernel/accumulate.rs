@@ -15,7 +15,7 @@ mod tests;
 ///
 /// # Panics
 /// If the lengths differ.
-pub(crate) fn add_assign<S: Element, T: Element>(pool: &Pool, sum: &mut [S], term: &[T]) {
+pub fn add_assign<S: Element, T: Element>(pool: &Pool, sum: &mut [S], term: &[T]) {
     combine(pool, sum, term, Combination::Add);
 }
 
@@ -24,12 +24,12 @@ pub(crate) fn add_assign<S: Element, T: Element>(pool: &Pool, sum: &mut [S], ter
 ///
 /// # Panics
 /// If the lengths differ.
-pub(crate) fn cast<S: Element, T: Element>(pool: &Pool, from: &[T], to: &mut [S]) {
+pub fn cast<S: Element, T: Element>(pool: &Pool, from: &[T], to: &mut [S]) {
     combine(pool, to, from, Combination::Replace);
 }
 
 /// `values *= factor`, element by element.
-pub(crate) fn scale<E: Element>(pool: &Pool, values: &mut [E], factor: f32) {
+pub fn scale<E: Element>(pool: &Pool, values: &mut [E], factor: f32) {
     let blocks = Blocks::new(values, rows_per_block(1));
     let level = Level::detect();
     pool.for_each(blocks.num_blocks(), |index| {
@@ -45,7 +45,7 @@ pub(crate) fn scale<E: Element>(pool: &Pool, values: &mut [E], factor: f32) {
 ///
 /// # Panics
 /// If `x` is not whole rows.
-pub(crate) fn add_column_sums<E: Element>(pool: &Pool, x: &[E], sums: &mut [f32]) {
+pub fn add_column_sums<E: Element>(pool: &Pool, x: &[E], sums: &mut [f32]) {
     let num_columns = sums.len();
     assert!(num_columns > 0 && x.len().is_multiple_of(num_columns), "x is whole rows");
     let num_rows = x.len() / num_columns;

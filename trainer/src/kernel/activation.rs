@@ -8,7 +8,7 @@ use super::element::Element;
 use super::exp::exp;
 use super::pool::Pool;
 
-pub(crate) mod gelu;
+pub mod gelu;
 #[cfg(test)]
 mod tests;
 
@@ -18,7 +18,9 @@ fn sigmoid_pair(x: f32) -> (f32, f32) {
     let small = exp(-x.abs());
     let above_half = 1.0 / (1.0 + small);
     let below_half = small * above_half;
-    if x >= 0.0 { (above_half, below_half) } else { (below_half, above_half) }
+    let at_x = if x >= 0.0 { above_half } else { below_half };
+    let at_minus_x = if x >= 0.0 { below_half } else { above_half };
+    (at_x, at_minus_x)
 }
 
 /// SwiGLU, `act = silu(gate) * up` with `silu(g) = g * sigmoid(g)`.
@@ -32,7 +34,7 @@ fn sigmoid_pair(x: f32) -> (f32, f32) {
 ///
 /// # References
 /// Shazeer 2020, arXiv:2002.05202, equation 6.
-pub(crate) fn swiglu_forward<E: Element>(
+pub fn swiglu_forward<E: Element>(
     pool: &Pool,
     gate_up: &[E],
     intermediate_size: usize,
@@ -61,7 +63,7 @@ pub(crate) fn swiglu_forward<E: Element>(
 ///
 /// # Panics
 /// If a length does not fit the others.
-pub(crate) fn swiglu_backward<E: Element>(
+pub fn swiglu_backward<E: Element>(
     pool: &Pool,
     gate_up: &[E],
     d_act: &[E],
@@ -154,11 +156,13 @@ fn swiglu_backward_row<E: Element>(
     d_gate: &mut [E],
     d_up: &mut [E],
 ) {
-    let d_both = d_gate.iter_mut().zip(d_up);
-    for (((gate, up), d_act), (d_gate, d_up)) in gate.iter().zip(up).zip(d_act).zip(d_both) {
-        let (gate, up, d_act) = (gate.to_f32(), up.to_f32(), d_act.to_f32());
+    let len = gate.len();
+    let (up, d_act, d_gate, d_up) =
+        (&up[..len], &d_act[..len], &mut d_gate[..len], &mut d_up[..len]);
+    for i in 0..len {
+        let (gate, up, d_act) = (gate[i].to_f32(), up[i].to_f32(), d_act[i].to_f32());
         let (sigmoid, complement) = sigmoid_pair(gate);
-        *d_gate = E::from_f32(d_act * up * (sigmoid * (1.0 + gate * complement)));
-        *d_up = E::from_f32(d_act * (gate * sigmoid));
+        d_gate[i] = E::from_f32(d_act * up * (sigmoid * (1.0 + gate * complement)));
+        d_up[i] = E::from_f32(d_act * (gate * sigmoid));
     }
 }

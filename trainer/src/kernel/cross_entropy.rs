@@ -14,7 +14,7 @@ use super::pool::Pool;
 mod tests;
 
 /// A target of this value has no loss and no gradient, and is not counted; as in PyTorch.
-pub(crate) const IGNORED_TARGET: i64 = -100;
+pub const IGNORED_TARGET: i64 = -100;
 
 /// How many logits share one maximum. Small enough for the first-level cache, and for running sums
 /// in f32 not to lose anything.
@@ -22,11 +22,11 @@ const SPAN: usize = 1024;
 
 /// The loss of some tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(crate) struct LossSum {
+pub struct LossSum {
     /// Sum of `-ln softmax(logits)[target]` over the counted tokens, in nats.
-    pub(crate) loss: f64,
+    pub loss: f64,
     /// How many tokens are counted: those whose target is not [`IGNORED_TARGET`].
-    pub(crate) num_tokens: usize,
+    pub num_tokens: usize,
 }
 
 /// The summed cross-entropy of a chunk; overwrites the logits by the gradient of the *sum*,
@@ -43,7 +43,7 @@ pub(crate) struct LossSum {
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub(crate) fn loss_and_grad<E: Element>(
+pub fn loss_and_grad<E: Element>(
     pool: &Pool,
     logits: &mut [E],
     targets: &[i64],
@@ -75,7 +75,7 @@ pub(crate) fn loss_and_grad<E: Element>(
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub(crate) fn loss_only<E: Element>(
+pub fn loss_only<E: Element>(
     pool: &Pool,
     logits: &[E],
     targets: &[i64],

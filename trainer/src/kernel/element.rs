@@ -8,13 +8,13 @@ use half::bf16;
 mod tests;
 
 mod sealed {
-    pub(crate) trait Sealed {}
+    pub trait Sealed {}
     impl Sealed for half::bf16 {}
     impl Sealed for f32 {}
 }
 
 /// A type that tensors of the kernels may have. Sealed: bf16 and f32.
-pub(crate) trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
+pub trait Element: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// The value in f32, exactly.
     fn to_f32(self) -> f32;
 

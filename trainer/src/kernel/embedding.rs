@@ -14,24 +14,24 @@ mod tests;
 
 /// The tables that rows are taken from.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Embedding<'a, E> {
+pub struct Embedding<'a, E> {
     /// `[V, D]`, a row for each token.
-    pub(crate) weight: &'a [E],
+    pub weight: &'a [E],
     /// `[T, D]` if given: a row for each position of a sequence, added to that of the token.
-    pub(crate) positions: Option<&'a [E]>,
+    pub positions: Option<&'a [E]>,
     /// D.
-    pub(crate) hidden_size: usize,
+    pub hidden_size: usize,
 }
 
 /// Where [`backward`] adds to.
 #[derive(Debug)]
-pub(crate) struct EmbeddingGradients<'a> {
+pub struct EmbeddingGradients<'a> {
     /// `[V, D]`, added to.
-    pub(crate) d_weight: &'a mut [f32],
+    pub d_weight: &'a mut [f32],
     /// `[T, D]` if given, added to.
-    pub(crate) d_positions: Option<&'a mut [f32]>,
+    pub d_positions: Option<&'a mut [f32]>,
     /// D.
-    pub(crate) hidden_size: usize,
+    pub hidden_size: usize,
 }
 
 impl<E: Element> Embedding<'_, E> {
@@ -47,7 +47,7 @@ impl<E: Element> Embedding<'_, E> {
     ///
     /// # Panics
     /// If the lengths do not fit.
-    pub(crate) fn forward(&self, pool: &Pool, ids: &[i64], x: &mut [E]) -> Result<(), Error> {
+    pub fn forward(&self, pool: &Pool, ids: &[i64], x: &mut [E]) -> Result<(), Error> {
         let hidden_size = self.hidden_size;
         assert_eq!(x.len(), ids.len() * hidden_size, "one row a token");
         check_ids(ids, self.weight.len(), hidden_size)?;
@@ -80,7 +80,7 @@ impl<E: Element> Embedding<'_, E> {
 ///
 /// # Panics
 /// If the lengths do not fit.
-pub(crate) fn backward<E: Element>(
+pub fn backward<E: Element>(
     pool: &Pool,
     ids: &[i64],
     dx: &[E],

@@ -4,7 +4,7 @@
 /// An index in the data that lies outside of its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub(crate) enum Error {
+pub enum Error {
     /// A target of the cross-entropy is not a token.
     #[error(
         "target {row} is {target}, expected a token id below the vocab_size of {vocab_size} or the \

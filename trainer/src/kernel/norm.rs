@@ -17,11 +17,11 @@ mod tests;
 /// # References
 /// Zhang and Sennrich 2019, arXiv:1910.07467, equation 4 (eps is not in the paper).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RmsNorm<'a, E> {
+pub struct RmsNorm<'a, E> {
     /// `[D]`, the working copy of the scale.
-    pub(crate) weight: &'a [E],
+    pub weight: &'a [E],
     /// Added to the mean square, so that a row of zeros stays finite.
-    pub(crate) eps: f32,
+    pub eps: f32,
 }
 
 /// Layer normalization, `y = (x - mean) / sqrt(var + eps) * weight + bias`.
@@ -29,63 +29,63 @@ pub(crate) struct RmsNorm<'a, E> {
 /// # References
 /// Ba et al. 2016, arXiv:1607.06450, equation 4 (eps is not in the paper).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct LayerNorm<'a, E> {
+pub struct LayerNorm<'a, E> {
     /// `[D]`, the working copy of the scale.
-    pub(crate) weight: &'a [E],
+    pub weight: &'a [E],
     /// `[D]`, the working copy of the shift.
-    pub(crate) bias: &'a [E],
+    pub bias: &'a [E],
     /// Added to the variance, so that a constant row stays finite.
-    pub(crate) eps: f32,
+    pub eps: f32,
 }
 
 /// The gradients that arrive at a normalization layer.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Upstream<'a, E> {
+pub struct Upstream<'a, E> {
     /// `[N, D]`, of the layer's output.
-    pub(crate) dy: &'a [E],
+    pub dy: &'a [E],
     /// `[N, D]`, what reaches the layer's input by the residual path around it; added to `dx` before
     /// the one rounding.
-    pub(crate) d_residual: Option<&'a [E]>,
+    pub d_residual: Option<&'a [E]>,
 }
 
 /// The statistics of each row that [`LayerNorm::forward`] writes.
 #[derive(Debug)]
-pub(crate) struct LayerNormStatistics<'a> {
+pub struct LayerNormStatistics<'a> {
     /// `[N]`, the mean.
-    pub(crate) mean: &'a mut [f32],
+    pub mean: &'a mut [f32],
     /// `[N]`, `1 / sqrt(var + eps)`.
-    pub(crate) rstd: &'a mut [f32],
+    pub rstd: &'a mut [f32],
 }
 
 /// What [`LayerNorm::backward`] needs from the forward pass.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct LayerNormSaved<'a, E> {
+pub struct LayerNormSaved<'a, E> {
     /// `[N, D]`, the input.
-    pub(crate) x: &'a [E],
+    pub x: &'a [E],
     /// `[N]`, as written by the forward pass.
-    pub(crate) mean: &'a [f32],
+    pub mean: &'a [f32],
     /// `[N]`, as written by the forward pass.
-    pub(crate) rstd: &'a [f32],
+    pub rstd: &'a [f32],
 }
 
 /// What [`RmsNorm::backward`] needs from the forward pass.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RmsNormSaved<'a, E> {
+pub struct RmsNormSaved<'a, E> {
     /// `[N, D]`, the input.
-    pub(crate) x: &'a [E],
+    pub x: &'a [E],
     /// `[N]`, as written by the forward pass.
-    pub(crate) rstd: &'a [f32],
+    pub rstd: &'a [f32],
 }
 
 /// Where [`LayerNorm::backward`] writes.
 #[derive(Debug)]
-pub(crate) struct LayerNormGradients<'a, E> {
+pub struct LayerNormGradients<'a, E> {
     /// `[N, D]`, overwritten.
-    pub(crate) dx: &'a mut [E],
+    pub dx: &'a mut [E],
     /// `[D]`, added to.
-    pub(crate) d_weight: &'a mut [f32],
+    pub d_weight: &'a mut [f32],
     /// `[D]`, added to.
-    pub(crate) d_bias: &'a mut [f32],
+    pub d_bias: &'a mut [f32],
 }
 
 impl<E: Element> RmsNorm<'_, E> {
@@ -94,7 +94,7 @@ impl<E: Element> RmsNorm<'_, E> {
     ///
     /// # Panics
     /// If a length does not fit the others.
-    pub(crate) fn forward(&self, pool: &Pool, x: &[E], y: &mut [E], rstd: &mut [f32]) {
+    pub fn forward(&self, pool: &Pool, x: &[E], y: &mut [E], rstd: &mut [f32]) {
         let scale = Scale { weight: self.weight, bias: None };
         forward(pool, scale, self.eps, x, Output { y, mean: None, rstd });
     }
@@ -106,7 +106,7 @@ impl<E: Element> RmsNorm<'_, E> {
     ///
     /// # Panics
     /// If a length does not fit the others.
-    pub(crate) fn backward(
+    pub fn backward(
         &self,
         pool: &Pool,
         upstream: Upstream<'_, E>,
@@ -125,13 +125,7 @@ impl<E: Element> LayerNorm<'_, E> {
     ///
     /// # Panics
     /// If a length does not fit the others.
-    pub(crate) fn forward(
-        &self,
-        pool: &Pool,
-        x: &[E],
-        y: &mut [E],
-        statistics: LayerNormStatistics<'_>,
-    ) {
+    pub fn forward(&self, pool: &Pool, x: &[E], y: &mut [E], statistics: LayerNormStatistics<'_>) {
         let LayerNormStatistics { mean, rstd } = statistics;
         let scale = Scale { weight: self.weight, bias: Some(self.bias) };
         forward(pool, scale, self.eps, x, Output { y, mean: Some(mean), rstd });
@@ -145,7 +139,7 @@ impl<E: Element> LayerNorm<'_, E> {
     ///
     /// # Panics
     /// If a length does not fit the others.
-    pub(crate) fn backward(
+    pub fn backward(
         &self,
         pool: &Pool,
         upstream: Upstream<'_, E>,

@@ -12,19 +12,19 @@ mod tests;
 
 /// How a row of the fused projection, `[(N + 2 K) * H]`, is divided: q heads, k heads, v heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct QkvLayout {
+pub struct QkvLayout {
     /// N, the heads of q.
-    pub(crate) num_attention_heads: usize,
+    pub num_attention_heads: usize,
     /// K, the heads of k and of v.
-    pub(crate) num_key_value_heads: usize,
+    pub num_key_value_heads: usize,
     /// H, the elements of a head.
-    pub(crate) head_dim: usize,
+    pub head_dim: usize,
 }
 
 impl QkvLayout {
     /// The elements of a row.
     #[must_use]
-    pub(crate) fn row_len(&self) -> usize {
+    pub fn row_len(&self) -> usize {
         (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
     }
 
@@ -40,7 +40,7 @@ impl QkvLayout {
 /// # References
 /// Su et al. 2021, arXiv:2104.09864, equations 15 and 34; there, neighbors are paired.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Rope {
+pub struct Rope {
     /// `[num_positions, H / 2]`.
     cos: Vec<f32>,
     /// `[num_positions, H / 2]`.
@@ -62,7 +62,7 @@ impl Rope {
     /// # Panics
     /// If `head_dim` is odd or 0.
     #[must_use]
-    pub(crate) fn new(head_dim: usize, num_positions: usize, theta: f64) -> Self {
+    pub fn new(head_dim: usize, num_positions: usize, theta: f64) -> Self {
         assert!(head_dim > 0 && head_dim.is_multiple_of(2), "head_dim is even, found {head_dim}");
         let frequencies: Vec<f64> = (0..head_dim / 2)
             .map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64))
@@ -81,7 +81,7 @@ impl Rope {
 
     /// How many positions the tables hold.
     #[must_use]
-    pub(crate) fn num_positions(&self) -> usize {
+    pub fn num_positions(&self) -> usize {
         self.cos.len() / (self.head_dim / 2)
     }
 
@@ -91,7 +91,7 @@ impl Rope {
     /// # Panics
     /// If `qkv` is not whole sequences of `sequence_len` rows, or the tables are too short or made
     /// for another head dim.
-    pub(crate) fn apply<E: Element>(
+    pub fn apply<E: Element>(
         &self,
         pool: &Pool,
         qkv: &mut [E],
@@ -105,7 +105,7 @@ impl Rope {
     ///
     /// # Panics
     /// As [`Rope::apply`].
-    pub(crate) fn apply_backward<E: Element>(
+    pub fn apply_backward<E: Element>(
         &self,
         pool: &Pool,
         d_qkv: &mut [E],

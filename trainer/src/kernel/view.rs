@@ -1,7 +1,32 @@
 //! Rust slices over the memory of CPU tensors, for the kernels of this folder.
 #![allow(unsafe_code, reason = "a tensor's memory is reached through a raw pointer")]
 
-use tch::{Device, Tensor, kind::Element};
+use tch::{Device, Kind, Tensor};
+
+/// A Rust type and the dtype whose elements it is. (tch has such a trait too, but there bf16 says
+/// that it is f16.)
+pub trait Element: sealed::Sealed + Copy {
+    /// The dtype.
+    const KIND: Kind;
+}
+
+mod sealed {
+    /// Only this file says which type is which dtype: memory is read on its word.
+    pub trait Sealed {}
+}
+
+macro_rules! element {
+    ($type:ty, $kind:ident) => {
+        impl sealed::Sealed for $type {}
+        impl Element for $type {
+            const KIND: Kind = Kind::$kind;
+        }
+    };
+}
+element!(half::bf16, BFloat16);
+element!(f32, Float);
+element!(f64, Double);
+element!(i64, Int64);
 
 /// The elements of a contiguous CPU tensor.
 ///

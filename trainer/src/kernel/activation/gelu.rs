@@ -12,7 +12,7 @@ use super::sigmoid_pair;
 /// # References
 /// Hendrycks and Gimpel 2016, arXiv:1606.08415, section 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gelu {
+pub enum Gelu {
     /// `gelu` of Hugging Face: the probability by the error function.
     Exact,
     /// `gelu_new` and `gelu_pytorch_tanh` of Hugging Face: the probability as
@@ -32,7 +32,7 @@ impl Gelu {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub(crate) fn forward<E: Element>(self, pool: &Pool, x: &[E], y: &mut [E]) {
+    pub fn forward<E: Element>(self, pool: &Pool, x: &[E], y: &mut [E]) {
         assert_eq!(x.len(), y.len(), "y has the shape of x");
         let len = rows_per_block(1);
         let y = Blocks::new(y, len);
@@ -47,7 +47,7 @@ impl Gelu {
     ///
     /// # Panics
     /// If the lengths differ.
-    pub(crate) fn backward<E: Element>(self, pool: &Pool, x: &[E], dy: &[E], dx: &mut [E]) {
+    pub fn backward<E: Element>(self, pool: &Pool, x: &[E], dy: &[E], dx: &mut [E]) {
         assert_eq!(x.len(), dy.len(), "dy has the shape of x");
         assert_eq!(x.len(), dx.len(), "dx has the shape of x");
         let len = rows_per_block(1);
