@@ -77,7 +77,11 @@ fn a_rank_count_that_cannot_work_is_named_once() {
     let output = program.mpirun(3, &["train", "config.toml"]).output().expect("mpirun starts");
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(said.matches("batch.micro_batches = 4 does not divide over 3 ranks").count(), 1, "{said}");
+    assert_eq!(
+        said.matches("batch.micro_batches = 4 does not divide over 3 ranks").count(),
+        1,
+        "{said}"
+    );
 }
 
 #[test]

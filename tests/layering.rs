@@ -69,9 +69,26 @@ fn every_source_file_says_what_it_is_for() {
 #[test]
 fn the_top_level_is_the_users() {
     const ALLOWED: [&str; 20] = [
-        "ARCHITECTURE.md", "BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md", "Cargo.lock",
-        "Cargo.toml", "LICENSE", "README.md", "assets", "configs", "data", "optim", "parallel",
-        "runs", "scripts", "target", "tests", "trainer", "", "",
+        "ARCHITECTURE.md",
+        "BENCHMARKS.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Cargo.lock",
+        "Cargo.toml",
+        "LICENSE",
+        "README.md",
+        "assets",
+        "configs",
+        "data",
+        "optim",
+        "parallel",
+        "runs",
+        "scripts",
+        "target",
+        "tests",
+        "trainer",
+        "",
+        "",
     ];
     for entry in fs::read_dir(root()).expect("the top level") {
         let name = entry.expect("an entry").file_name().to_string_lossy().into_owned();

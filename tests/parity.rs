@@ -8,7 +8,9 @@ use grove::update::{Update, apply, squared_grad_norm};
 use grove_optim::{Groups, clip_scale};
 use tch::{Kind, Tensor};
 
-use crate::fixture::{Fixture, NAMES, Subject, adamw, by_name, relative_error, relative_norm_error};
+use crate::fixture::{
+    Fixture, NAMES, Subject, adamw, by_name, relative_error, relative_norm_error,
+};
 
 /// f64 rounds at 1e-16 and a tiny model adds up some thousand terms; the rest is room.
 const F64: f64 = 1e-10;

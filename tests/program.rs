@@ -130,9 +130,9 @@ impl Program {
     /// `(step, loss)` of every step record of a run, with the loss as it was written.
     pub(crate) fn losses(&self, run: &str) -> Vec<(u64, f64)> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).expect("metrics");
-        let records = text.lines().map(|line| {
-            serde_json::from_str::<serde_json::Value>(line).expect("a JSON record")
-        });
+        let records = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a JSON record"));
         records
             .filter(|record| record["kind"] == "step")
             .map(|record| {

@@ -42,7 +42,7 @@ fn run(mode: &str) -> Outcome {
     if mode == "bench" || mode == "bench-checked" {
         return bench(mode == "bench-checked");
     }
-    let ranks = connect(&launch)?;
+    let ranks = connect(&launch, true)?;
     match mode {
         "operations" => operations(&*ranks),
         "mismatch" => {

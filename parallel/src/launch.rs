@@ -9,9 +9,6 @@ use crate::{
 /// Where Linux keeps the name of the host.
 const HOSTNAME_FILE: &str = "/proc/sys/kernel/hostname";
 
-/// Over MPI, whether ranks compare what they are calling before each call.
-const CHECK_CALLS: bool = true;
-
 /// What started this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launcher {
@@ -149,7 +146,8 @@ impl Environment {
 }
 
 /// The collective over all ranks of `launch`: the local one for one rank, MPI for more. With one
-/// rank MPI is not touched. Over MPI, ranks compare what they are calling before each call.
+/// rank MPI is not touched. With `check`, ranks over MPI compare what they are calling before each
+/// call, which costs 1 to 2 microseconds a call.
 ///
 /// # Collectives
 /// Every rank must connect.
@@ -157,11 +155,11 @@ impl Environment {
 /// # Errors
 /// Those of [`MpiCollective::connect`]; [`Error::LaunchDiffersFromMpi`] if MPI counts other
 /// ranks than the launcher, as when its `mpirun` belongs to another MPI library.
-pub fn connect(launch: &Launch) -> Result<Box<dyn Collective>> {
+pub fn connect(launch: &Launch, check: bool) -> Result<Box<dyn Collective>> {
     if launch.world_size == 1 {
         return Ok(Box::new(LocalCollective::new()));
     }
-    let collective = MpiCollective::connect(CHECK_CALLS)?;
+    let collective = MpiCollective::connect(check)?;
     let (mpi_rank, mpi_size) = (collective.rank(), collective.degree());
     if (mpi_rank, mpi_size) != (launch.rank, launch.world_size) {
         return Err(Error::LaunchDiffersFromMpi {

@@ -81,7 +81,8 @@ fn no_cuda(reason: String) -> Error {
 fn open_cuda() -> Result<(), String> {
     // SAFETY: the name is a C string; the library stays open for the life of the process, and its
     // initializers only register kernels with the libtorch that is already loaded.
-    let handle = unsafe { libc::dlopen(LIBTORCH_CUDA.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    let handle =
+        unsafe { libc::dlopen(LIBTORCH_CUDA.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if !handle.is_null() {
         return Ok(());
     }

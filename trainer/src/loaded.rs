@@ -16,6 +16,9 @@ use crate::model::decoder::{Decoder, RunOptions};
 use crate::saving;
 use crate::state::RunState;
 
+/// Rows of logits held at once.
+const LOGITS_ROWS: usize = 256;
+
 /// A model ready to run, without gradients or optimizer state.
 #[derive(Debug)]
 pub struct LoadedModel {
@@ -49,7 +52,7 @@ impl LoadedModel {
         let options = RunOptions {
             sequence_length: config.spec().max_positions,
             recompute: Recompute::Block,
-            logits_rows: 0,
+            logits_rows: LOGITS_ROWS,
         };
         let decoder = Decoder::new(compute, &config, options);
         let state = RunState::allocate_working(compute, decoder.units())?;

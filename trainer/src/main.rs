@@ -61,7 +61,7 @@ fn train(command: &Train) -> ExitCode {
         Ok(stop) => stop,
         Err(error) => return refuse(launch.rank, &format!("cannot watch for signals: {error}")),
     };
-    let collective = match connect(&launch) {
+    let collective = match connect(&launch, plan.parallel.check) {
         Ok(collective) => collective,
         Err(error) => return refuse(launch.rank, &error.to_string()),
     };

@@ -79,7 +79,8 @@ pub fn micro_step(
     let mut reductions = Vec::new();
 
     clock.enter(Phase::Forward);
-    let mut x = embedding::forward(&embedding_unit.weights(), &tokens.inputs, model.learns_positions());
+    let (weights, positions) = (embedding_unit.weights(), model.learns_positions());
+    let mut x = embedding::forward(compute, &weights, &tokens.inputs, positions);
     let mut saved = Vec::with_capacity(blocks.len());
     for unit in blocks {
         let (y, kept) = model.block.forward(&pass, &unit.weights(), x, model.recompute);
@@ -114,7 +115,12 @@ pub fn micro_step(
 }
 
 /// The summed loss of one micro-batch, forward only: a scalar f64 on the device.
-pub fn loss_sum(model: &Decoder, compute: &Compute, units: &[UnitState], tokens: &Tokens) -> Tensor {
+pub fn loss_sum(
+    model: &Decoder,
+    compute: &Compute,
+    units: &[UnitState],
+    tokens: &Tokens,
+) -> Tensor {
     let x = hidden(model, compute, units, &tokens.inputs);
     model.head.loss(compute, &head_weights(model, units), &x, &tokens.targets)
 }
@@ -148,7 +154,8 @@ pub fn last_logits(
 fn hidden(model: &Decoder, compute: &Compute, units: &[UnitState], inputs: &Tensor) -> Tensor {
     let pass = model.pass(compute, inputs.size2().expect("inputs are [B, S]"));
     let (embedding_unit, blocks, _) = split(units);
-    let mut x = embedding::forward(&embedding_unit.weights(), inputs, model.learns_positions());
+    let (weights, positions) = (embedding_unit.weights(), model.learns_positions());
+    let mut x = embedding::forward(compute, &weights, inputs, positions);
     for unit in blocks {
         x = model.block.forward(&pass, &unit.weights(), x, Recompute::Block).0;
     }

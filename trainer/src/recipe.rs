@@ -17,8 +17,11 @@ use crate::step::Recipe;
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
-    let schedule =
-        ScheduleConfig { lr: plan.optim.lr, warmup_steps: plan.schedule.warmup_steps(), decay: decay(plan) };
+    let schedule = ScheduleConfig {
+        lr: plan.optim.lr,
+        warmup_steps: plan.schedule.warmup_steps(),
+        decay: decay(plan),
+    };
     Ok(Recipe {
         model,
         compute,

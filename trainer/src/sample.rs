@@ -49,7 +49,8 @@ fn draw(logits: &Tensor, sampling: &Sampling, rng: &mut ChaCha8Rng) -> u32 {
     if sampling.temperature == 0.0 {
         return token(logits.argmax(-1, false).int64_value(&[]));
     }
-    let mut scaled = logits.to_device(tch::Device::Cpu).to_kind(Kind::Double) / sampling.temperature;
+    let mut scaled =
+        logits.to_device(tch::Device::Cpu).to_kind(Kind::Double) / sampling.temperature;
     if sampling.top_k > 0 {
         let count = (sampling.top_k as i64).min(scaled.size()[0]);
         let (largest, _) = scaled.topk(count, -1, true, true);

@@ -144,7 +144,8 @@ fn specs(unit: &UnitState, flat: &Tensor, prefix: &str) -> impl Iterator<Item = 
 fn fill(unit: &UnitState, flat: &Tensor, file: &TensorFile, prefix: &str) -> Result<(), Error> {
     for place in unit.layout.params() {
         let stored = file.get(&format!("{prefix}{}", place.name))?;
-        let values = Tensor::from_data_size(stored.bytes, &[place.numel as i64], kind(stored.spec.dtype));
+        let values =
+            Tensor::from_data_size(stored.bytes, &[place.numel as i64], kind(stored.spec.dtype));
         flat.narrow(0, place.offset as i64, place.numel as i64).copy_(&values);
     }
     Ok(())
@@ -174,11 +175,8 @@ fn tokenizer_files(plan: &Plan) -> Vec<ExtraFile<'static>> {
     const NAMES: [&str; 4] =
         ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"];
     let Some(Tokenizer::File(path)) = &plan.data.tokenizer else { return Vec::new() };
-    let candidates = if path.is_dir() {
-        NAMES.map(|name| path.join(name)).to_vec()
-    } else {
-        vec![path.clone()]
-    };
+    let candidates =
+        if path.is_dir() { NAMES.map(|name| path.join(name)).to_vec() } else { vec![path.clone()] };
     let present = candidates.into_iter().filter(|path: &PathBuf| Path::exists(path));
     present.map(|from| ExtraFile::Copy { from }).collect()
 }

@@ -65,8 +65,7 @@ pub fn train_step(
     (collective, stop): (&dyn Collective, &StopRequest),
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
-    let (loss_sum, num_tokens, reductions) =
-        gradients(recipe, state, batches, collective, clock)?;
+    let (loss_sum, num_tokens, reductions) = gradients(recipe, state, batches, collective, clock)?;
 
     clock.enter(Phase::Reduce);
     let sums = sum_over_ranks(collective, [loss_sum, num_tokens as f64, flag(stop)])?;

@@ -156,10 +156,7 @@ fn collect_pieces<'a, T: Real + view::Element>(
     }
 }
 
-fn apply_tensors(
-    units: &mut [UnitState],
-    update: &Update<'_>,
-) -> Result<(), grove_optim::Error> {
+fn apply_tensors(units: &mut [UnitState], update: &Update<'_>) -> Result<(), grove_optim::Error> {
     for unit in units {
         for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
             let part = |flat: &Tensor| flat.narrow(0, place.offset as i64, place.numel as i64);

@@ -99,7 +99,7 @@ fn wrong_variables_are_named() {
 
 #[test]
 fn connecting_one_rank_gives_the_local_collective() {
-    let collective = connect(&launch(&[]).unwrap()).unwrap();
+    let collective = connect(&launch(&[]).unwrap(), true).unwrap();
     assert_eq!((collective.rank(), collective.degree()), (0, 1));
 }
 

@@ -318,7 +318,7 @@ pub struct ParallelPlan {
     pub zero: u64,
     /// Threads of a rank; 0 for cores / local ranks, which only the launched ranks know.
     pub threads: usize,
-    /// Whether ranks compare their parameters after each step.
+    /// Whether ranks compare their collective calls before each.
     pub check: bool,
 }
 

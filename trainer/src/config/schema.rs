@@ -159,7 +159,7 @@ pub(super) const KEYS: &[Key] = &[
 
     key("parallel.zero", Count, "the ZeRO stage"),
     key("parallel.threads", Count, "the threads of a rank, 0 for cores / local ranks"),
-    key("parallel.check", Flag, "whether ranks compare their parameters after each step"),
+    key("parallel.check", Flag, "whether ranks compare their collective calls before each"),
 
     key("eval.every", Count, "the steps between evaluations, 0 for only at the end").only(Validation),
     key("eval.batches", Count, "the micro-batches of one evaluation, 0 for the whole split").only(Validation),

@@ -8,7 +8,7 @@ pub mod activation;
 pub mod attention;
 mod block;
 pub mod cross_entropy;
-pub mod dispatch;
+mod dispatch;
 pub mod element;
 pub mod embedding;
 pub mod error;
@@ -17,4 +17,6 @@ mod lanes;
 pub mod norm;
 pub mod pool;
 pub mod rope;
+#[cfg(test)]
+mod testing;
 pub mod view;

@@ -10,10 +10,6 @@ use super::norm::Norm;
 use super::rotary::Rotary;
 use super::units::{NormIndex, UnitMap, UnitSpec};
 
-/// The bf16 logits that a chunk of the head may hold when the number of rows is left to us: large
-/// enough to keep the product efficient, small beside a model's other buffers.
-const LOGITS_BYTES: usize = 16 << 20;
-
 /// How a model runs, beside what it is.
 #[derive(Clone, Copy, Debug)]
 pub struct RunOptions {
@@ -21,7 +17,7 @@ pub struct RunOptions {
     pub sequence_length: usize,
     /// What blocks keep for their backward.
     pub recompute: Recompute,
-    /// Rows of logits held at once; 0 lets the model choose.
+    /// Rows of logits held at once.
     pub logits_rows: usize,
 }
 
@@ -57,11 +53,11 @@ impl Decoder {
         // Tied, the output matrix is the token embedding, parameter 0 of unit 0; else it is the
         // last parameter of the head's own unit.
         let output = Head::output_at(if spec.tied { 0 } else { last.len() - 1 });
-        let rows = match options.logits_rows {
-            0 => (LOGITS_BYTES / (2 * spec.vocab_size)).clamp(64, 4096).next_multiple_of(64),
-            rows => rows,
+        let head = Head {
+            norm: norm(NormIndex { weight: 0, bias }),
+            output,
+            rows: options.logits_rows as i64,
         };
-        let head = Head { norm: norm(NormIndex { weight: 0, bias }), output, rows: rows as i64 };
         let block = Block {
             norm_attention: norm(block.norm_attention),
             qkv: block.qkv,

@@ -16,7 +16,15 @@ pub const POSITIONS: usize = 1;
 ///
 /// # Shapes
 /// - `tokens`: `[B, S]` i64; returns `[B * S, D]` in the compute dtype
-pub fn forward(weights: &Weights<'_>, tokens: &Tensor, learned_positions: bool) -> Tensor {
+pub fn forward(
+    compute: &Compute,
+    weights: &Weights<'_>,
+    tokens: &Tensor,
+    learned_positions: bool,
+) -> Tensor {
+    if compute.has_kernels() {
+        return forward_kernel(compute, weights, tokens, learned_positions);
+    }
     let rows = weights.get(TOKENS).index_select(0, &tokens.view(-1));
     if !learned_positions {
         return rows;
@@ -55,6 +63,30 @@ pub fn backward(
         let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
         let _ = grads.ready_to_add(POSITIONS).narrow(0, 0, s).g_add_(&sum);
     }
+}
+
+fn forward_kernel(
+    compute: &Compute,
+    weights: &Weights<'_>,
+    tokens: &Tensor,
+    learned_positions: bool,
+) -> Tensor {
+    let (b, s) = tokens.size2().expect("tokens are [B, S]");
+    let table = weights.get(TOKENS);
+    let hidden_size = table.size()[1];
+    let positions = learned_positions.then(|| weights.get(POSITIONS).narrow(0, 0, s));
+    let mut x = compute.empty(&[b * s, hidden_size]);
+    per_element!(compute, E => {
+        let embedding = kernel::Embedding::<E> {
+            weight: view::slice(&table),
+            positions: positions.as_ref().map(view::slice),
+            hidden_size: hidden_size as usize,
+        };
+        embedding
+            .forward(&compute.pool, view::slice(tokens), view::slice_mut(&mut x))
+            .expect("token ids are checked against the vocabulary when they are read");
+    });
+    x
 }
 
 fn add_rows_kernel(compute: &Compute, target: &mut Tensor, ids: &Tensor, dx: &Tensor) {

@@ -104,9 +104,9 @@ impl Head {
     /// Views of `rows` rows each, the last one perhaps shorter.
     fn chunks(&self, tensor: &Tensor) -> impl Iterator<Item = Tensor> {
         let (tensor, rows, step) = (tensor.shallow_clone(), tensor.size()[0], self.rows);
-        (0..rows).step_by(step as usize).map(move |first| {
-            tensor.narrow(0, first, step.min(rows - first))
-        })
+        (0..rows)
+            .step_by(step as usize)
+            .map(move |first| tensor.narrow(0, first, step.min(rows - first)))
     }
 }
 

@@ -70,6 +70,7 @@ fn add_column_sums(compute: &Compute, dy: &Tensor, target: &mut Tensor) {
         let target = view::slice_mut::<f32>(target);
         per_element!(compute, E => accumulate::add_column_sums::<E>(&compute.pool, view::slice(dy), target));
     } else {
-        let _ = target.g_add_(&dy.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation()));
+        let _ =
+            target.g_add_(&dy.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation()));
     }
 }

@@ -73,7 +73,12 @@ impl Norm {
         residual: Option<&Tensor>,
     ) -> Tensor {
         if compute.has_kernels() {
-            return self.backward_kernel(compute, (weights, grads), (x, statistics), (dy, residual));
+            return self.backward_kernel(
+                compute,
+                (weights, grads),
+                (x, statistics),
+                (dy, residual),
+            );
         }
         let kind = compute.accumulation();
         let (wide, dy) = (x.to_kind(kind), dy.to_kind(kind));

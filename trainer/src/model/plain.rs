@@ -48,8 +48,7 @@ impl PlainModel {
         let named = Named { unit, weights };
         let bias = (self.spec.norm == NormKind::Layer).then_some(1);
         let h = self.norm(&named, NormIndex { weight: 0, bias }, &x);
-        let output =
-            if self.spec.tied { table } else { named.get(unit.params.len() - 1) };
+        let output = if self.spec.tied { table } else { named.get(unit.params.len() - 1) };
         h.matmul(&output.tr())
     }
 

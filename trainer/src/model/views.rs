@@ -106,7 +106,9 @@ impl Grads<'_> {
             let target = view::slice_mut::<f32>(&mut target);
             let product = view::slice::<half::bf16>(product);
             match self.accumulate {
-                Accumulate::Overwrite => accumulate::cast::<f32, half::bf16>(&compute.pool, product, target),
+                Accumulate::Overwrite => {
+                    accumulate::cast::<f32, half::bf16>(&compute.pool, product, target)
+                }
                 Accumulate::Add => accumulate::add_assign(&compute.pool, target, product),
             }
             return;
