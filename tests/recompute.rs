@@ -1,4 +1,4 @@
-//! The same bits whatever blocks keep and whatever they compute again, and for any threads.
+//! The same bits whatever blocks keep and whatever they compute again.
 
 use grove::model::block::Recompute;
 use grove::model::views::Accumulate;

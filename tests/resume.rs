@@ -1,29 +1,84 @@
-//! A run that was interrupted and resumed is the run that was not.
+//! A run that was killed and resumed is the run that was not.
 
-use crate::program::Program;
+use std::fs;
+use std::process::Child;
+
+use grove::checkpoint::{Checkpoint, Contents, TensorFile, TensorRecord, save};
+
+use crate::program::{Program, wait_for};
+
+const WHOLE: [&str; 3] = ["run.dir='whole'", "run.steps=40", "checkpoint.keep_last=9"];
+const PART: [&str; 3] = ["run.dir='part'", "run.steps=40", "checkpoint.keep_last=9"];
+
+/// Steps 21 to 40 of a run's losses.
+fn second_half(losses: &[(u64, f64)]) -> &[(u64, f64)] {
+    &losses[20..]
+}
+
+/// Goes back to the checkpoint of step 20, as if the process had died right after it.
+fn forget_after_20(program: &Program, run: &str) {
+    for step in (21..=40).filter(|step| step % 10 == 0) {
+        let folder = program.path(&format!("{run}/checkpoints/step-{step:08}"));
+        if folder.exists() {
+            fs::remove_dir_all(folder).expect("a checkpoint");
+        }
+    }
+}
 
 #[test]
-fn a_resumed_run_equals_an_uninterrupted_one() {
+fn a_killed_and_resumed_run_equals_an_uninterrupted_one_and_a_cold_start_does_not() {
     let program = Program::new();
-    program.train(1, &["run.dir='whole'", "run.steps=40", "checkpoint.keep_last=9"]);
+    program.train(1, &WHOLE);
 
-    // The schedule's horizon is part of a run's meaning, so the interrupted run has it too and
-    // is stopped from outside: by a limit on the steps it may take, which is a signal in real life.
-    let part = ["run.dir='part'", "run.steps=40", "checkpoint.keep_last=9"];
-    program.train(1, &part);
-    for step in [30, 40] {
-        let folder = program.path(&format!("part/checkpoints/step-{step:08}"));
-        std::fs::remove_dir_all(folder).expect("a checkpoint");
-    }
-    let resumed = [&part[..], &["checkpoint.resume=true"]].concat();
-    program.train(1, &resumed);
-
+    // Killed without warning somewhere after step 20, and resumed from there.
+    let mut arguments = vec!["train", "config.toml"];
+    PART.iter().for_each(|over| arguments.extend(["--set", over]));
+    let child = program.command(&arguments).spawn().expect("the program starts");
+    wait_for(&program.path("part/checkpoints/step-00000020"));
+    kill(child);
+    forget_after_20(&program, "part");
+    program.train(1, &[&PART[..], &["checkpoint.resume=true"]].concat());
     assert_eq!(program.hash("part", 40), program.hash("whole", 40));
     assert_eq!(program.losses("part"), program.losses("whole"));
 
-    // The third arm: without the state of step 20, the run is another one.
-    program.train(1, &["run.dir='cold'", "run.steps=20", "seed=4"]);
-    assert_ne!(program.hash("cold", 20), program.hash("whole", 20));
+    // Cold: the same weights at step 20, and nothing of what the optimizer knew.
+    program.train(1, &["run.dir='cold'", "run.steps=40", "checkpoint.keep_last=9"]);
+    forget_after_20(&program, "cold");
+    forget_optimizer(&program, "cold");
+    assert_eq!(program.hash("cold", 20), program.hash("whole", 20));
+    let cold = ["run.dir='cold'", "run.steps=40", "checkpoint.resume=true"];
+    program.train(1, &cold);
+    assert_ne!(program.hash("cold", 40), program.hash("whole", 40));
+    let (cold, whole) = (program.losses("cold"), program.losses("whole"));
+    assert_ne!(second_half(&cold), second_half(&whole));
+}
+
+fn kill(mut child: Child) {
+    child.kill().expect("a child that still runs, or has just ended");
+    child.wait().expect("a child");
+}
+
+/// Replaces the checkpoint of step 20 by one whose optimizer state is zero.
+fn forget_optimizer(program: &Program, run: &str) {
+    let run = program.path(run);
+    let checkpoint = Checkpoint::open(&run.join("checkpoints/step-00000020")).expect("step 20");
+    let copy = |file: &TensorFile, value: fn(&[u8]) -> Vec<u8>| -> Vec<TensorRecord<'static>> {
+        let record = |view: grove::checkpoint::TensorView<'_>| TensorRecord {
+            spec: view.spec.clone(),
+            bytes: value(view.bytes).into(),
+        };
+        file.tensors().map(record).collect()
+    };
+    let config_json = checkpoint.config_json().expect("a config");
+    let contents = Contents {
+        config_json: &config_json,
+        model: copy(checkpoint.model(), <[u8]>::to_vec),
+        masters: copy(checkpoint.masters(), <[u8]>::to_vec),
+        optimizer: copy(checkpoint.optimizer(), |bytes| vec![0; bytes.len()]),
+        run_state: checkpoint.run_state().clone(),
+        extra_files: Vec::new(),
+    };
+    drop(save(&run, &contents).expect("a checkpoint"));
 }
 
 #[test]
@@ -41,4 +96,19 @@ fn a_finished_run_can_be_resumed_and_does_nothing() {
     program.train(1, &["run.steps=3", "checkpoint.resume=true"]);
     assert_eq!(program.hash("run", 3), before);
     assert_eq!(program.losses("run").len(), 3);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_passed_over() {
+    let program = Program::new();
+    program.train(1, &["run.steps=20"]);
+    let newest = program.path("run/checkpoints/step-00000020/grove/masters.safetensors");
+    let bytes = fs::read(&newest).expect("masters");
+    fs::write(&newest, &bytes[..bytes.len() / 2]).expect("half of them");
+    let arguments = ["train", "config.toml", "--resume"];
+    let output = program.command(&arguments).output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("step-00000020") && said.contains("passed over"), "{said}");
+    assert_eq!(program.losses("run").len(), 20);
 }

@@ -14,6 +14,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The caller asked for the end.
+    #[error("interrupted before the end; nothing was written")]
+    Interrupted,
     /// The operating system refused something.
     #[error("cannot {action} `{}`: {cause}", path.display())]
     Io {

@@ -6,6 +6,7 @@ mod tests;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
 use crate::token_file::TokenWriter;
@@ -45,17 +46,20 @@ const CHUNK_SIZES: ChunkSizes = ChunkSizes { block_bytes: 8 << 20, piece_bytes: 
 /// # Errors
 /// [`Error::Io`] if the text cannot be read, [`Error::NotUtf8`] with the byte offset in the file,
 /// [`Error::NoTokens`] if it is empty, [`Error::DiskFull`], and those of [`Tokenizer::encode`].
-/// On an error nothing appears at `out_path`.
+/// [`Error::Interrupted`] soon after `stop` is set. On an error nothing appears at `out_path`.
 pub fn tokenize_text_file(
     text_path: impl AsRef<Path>,
     out_path: impl AsRef<Path>,
     tokenizer: &Tokenizer,
+    stop: &AtomicBool,
 ) -> Result<Summary> {
     let text_path = text_path.as_ref();
     let text = File::open(text_path).map_err(Error::io("open the text file", text_path))?;
     let mut writer = TokenWriter::create(out_path, tokenizer.vocab_size())?;
     let mut encoder = StreamEncoder { text, text_path, tokenizer, num_bytes: 0 };
-    encoder.encode(CHUNK_SIZES, &mut |ids| writer.write(ids))?;
+    encoder.encode(CHUNK_SIZES, &mut |ids| {
+        if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { writer.write(ids) }
+    })?;
     let num_tokens = writer.num_tokens();
     let fingerprint = writer.finish()?;
     let (num_bytes, vocab_size) = (encoder.num_bytes, tokenizer.vocab_size());

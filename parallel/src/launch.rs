@@ -97,22 +97,14 @@ impl Launch {
 }
 
 /// What else the environment says to a trainer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Environment {
     /// `OMP_NUM_THREADS`: threads that each rank may compute with, if the user set it.
     pub omp_num_threads: Option<usize>,
-    /// `NO_COLOR` is set and not empty (no-color.org).
-    pub no_color: bool,
-    /// `TERM` is `dumb` or missing: no cursor movement, so no moving progress line.
-    pub plain_terminal: bool,
-    /// `RUST_LOG`: which log lines to show.
-    pub log_filter: Option<String>,
-    /// `SLURM_JOB_ID`: the job, for the run's record.
-    pub slurm_job_id: Option<String>,
 }
 
 impl Environment {
-    /// Reads the variables.
+    /// Reads the variable; empty, it counts as not set.
     ///
     /// # Errors
     /// [`Error::Variable`] if `OMP_NUM_THREADS` is not a number above 0 (or a comma-separated
@@ -123,8 +115,8 @@ impl Environment {
 
     fn from_variables(read: &dyn Fn(&'static str) -> Option<String>) -> Result<Self> {
         const THREADS: &str = "OMP_NUM_THREADS";
-        let filled = |name| read(name).filter(|value| !value.is_empty());
-        let omp_num_threads = filled(THREADS)
+        let omp_num_threads = read(THREADS)
+            .filter(|found| !found.is_empty())
             .map(|found| {
                 let first = found.split(',').next().unwrap_or_default().trim().parse().ok();
                 let expected = "a number of threads above 0";
@@ -135,13 +127,7 @@ impl Environment {
                 })
             })
             .transpose()?;
-        Ok(Self {
-            omp_num_threads,
-            no_color: filled("NO_COLOR").is_some(),
-            plain_terminal: filled("TERM").is_none_or(|term| term == "dumb"),
-            log_filter: filled("RUST_LOG"),
-            slurm_job_id: filled("SLURM_JOB_ID"),
-        })
+        Ok(Self { omp_num_threads })
     }
 }
 

@@ -147,7 +147,8 @@ impl Tokenize {
     /// If the text cannot be read or the file not be written.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         let tokenizer = Tokenizer::from_spec(&self.tokenizer)?;
-        let summary = tokenize_text_file(&self.text, &self.out, &tokenizer)?;
+        let stop = StopRequest::install()?;
+        let summary = tokenize_text_file(&self.text, &self.out, &tokenizer, stop.flag())?;
         let (tokens, bytes) = (summary.num_tokens, summary.num_bytes);
         let per_token = bytes as f64 / tokens as f64;
         let path = self.out.display();
@@ -175,7 +176,8 @@ impl Sample {
         };
         let window = model.decoder.spec.max_positions;
         let layers = (&model.decoder, &compute);
-        let tokens = continue_tokens(layers, &model.state.units, &prompt, window, &sampling);
+        let how = (&sampling, &StopRequest::install()?);
+        let tokens = continue_tokens(layers, &model.state.units, &prompt, window, how);
         writeln!(out, "{}", tokenizer.decode(&tokens)?)?;
         Ok(())
     }

@@ -9,6 +9,8 @@ use grove_parallel::{Assignment, Collective};
 
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
+use crate::signals::StopRequest;
+use crate::step::agree_to_stop;
 
 /// The token file that text is turned into, in the run's folder.
 const TOKENS_OF_TEXT: &str = "data.tokens";
@@ -27,22 +29,12 @@ pub struct Data {
 }
 
 impl Data {
-    /// Opens the plan's data; rank 0 turns text into tokens first, and the others wait.
+    /// Opens the plan's data, which [`prepare`] has made ready.
     ///
     /// # Errors
     /// If a file is missing, damaged, or of another vocabulary than the model's.
-    ///
-    /// # Collectives
-    /// A barrier.
-    pub fn open(plan: &Plan, collective: &dyn Collective) -> Result<Self, Error> {
+    pub fn open(plan: &Plan) -> Result<Self, Error> {
         let path = token_path(plan);
-        let mut prepared = Ok(());
-        if let (DataSource::Text(text), 0) = (&plan.data.source, collective.rank()) {
-            prepared = tokenize(plan, text, &path);
-        }
-        // The others must not wait for a rank that has failed: it reports after the barrier.
-        collective.barrier("data is ready")?.wait()?;
-        prepared?;
         let train = open_checked(&path, plan)?;
         let fingerprint = train.fingerprint();
         let corpus = match &plan.data.validation {
@@ -95,6 +87,28 @@ impl Data {
     }
 }
 
+/// Turns the plan's text, if it is text, into tokens on rank 0, while the others wait. Returns
+/// whether a rank was asked to stop.
+///
+/// # Errors
+/// If the text cannot be read or the tokens not be written.
+///
+/// # Collectives
+/// One all-reduce.
+pub fn prepare(
+    plan: &Plan,
+    collective: &dyn Collective,
+    stop: &StopRequest,
+) -> Result<bool, Error> {
+    if let (DataSource::Text(text), 0) = (&plan.data.source, collective.rank()) {
+        match tokenize(plan, text, stop) {
+            Err(Error::Data(grove_data::Error::Interrupted)) => {}
+            outcome => outcome?,
+        }
+    }
+    Ok(agree_to_stop(collective, stop)?)
+}
+
 /// The tokenizer of a plan.
 ///
 /// # Errors
@@ -117,10 +131,10 @@ fn token_path(plan: &Plan) -> PathBuf {
 
 /// Turns text into the run's token file. It is done again at each start: for text that belongs in
 /// a config this takes less than checking whether it changed; larger text wants `grove tokenize`.
-fn tokenize(plan: &Plan, text: &Path, path: &Path) -> Result<(), Error> {
+fn tokenize(plan: &Plan, text: &Path, stop: &StopRequest) -> Result<(), Error> {
     let wanted = plan.data.tokenizer.as_ref().expect("the plan refuses text without a tokenizer");
     let tokenizer = tokenizer(plan, wanted)?;
-    grove_data::tokenize_text_file(text, path, &tokenizer)?;
+    grove_data::tokenize_text_file(text, token_path(plan), &tokenizer, stop.flag())?;
     Ok(())
 }
 

@@ -1,29 +1,28 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
-use std::fs;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use grove_data::{Prefetcher, Tokenizer, Validation};
 use grove_parallel::Collective;
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
 use crate::config::{self, Plan};
 use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate};
-use crate::metrics::{
-    EnergyMeter, EvalRecord, Progress, Sinks, StepRecord, mfu, peak_resident_bytes,
-};
+use crate::folder::{self, Found};
+use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::peak;
 use crate::recipe::recipe;
+use crate::report::{Costs, Rates, Spent, plan_lines, step_record};
 use crate::sample::{Sampling, continue_tokens};
 use crate::saving;
 use crate::signals::StopRequest;
 use crate::state::RunState;
-use crate::step::{Recipe, StepOutcome, agree_to_stop, train_step};
+use crate::step::{Recipe, StepOutcome, agree_to_stop, sum_over_ranks, train_step};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +47,14 @@ pub fn train(
     stop: &StopRequest,
 ) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let mut run = Run::open(plan, compute, collective, stop)?;
+    let Some(mut run) = Run::open(plan, compute, collective, stop)? else {
+        return Ok(Ending::Interrupted);
+    };
     let ending = run.steps()?;
     if ending == Ending::Finished {
         run.sample()?;
     }
+    run.say_costs();
     run.sinks.finish();
     Ok(ending)
 }
@@ -72,22 +74,28 @@ struct Run<'a> {
     clock: Clock,
     energy: EnergyMeter,
     peak_flops: f64,
+    costs: Costs,
+    damaged: Vec<Damaged>,
 }
 
 impl<'a> Run<'a> {
+    /// Everything before the first step; `None` if a rank was asked to stop meanwhile.
     fn open(
         plan: &'a Plan,
         compute: Compute,
         collective: &'a dyn Collective,
         stop: &'a StopRequest,
-    ) -> Result<Self, Error> {
-        let resumed = open_folder(plan, collective)?;
-        let data = Data::open(plan, collective)?;
+    ) -> Result<Option<Self>, Error> {
+        let Found { checkpoint: resumed, damaged } = folder::open(plan, collective)?;
+        if corpus::prepare(plan, collective, stop)? {
+            return Ok(None);
+        }
+        let data = Data::open(plan)?;
         let recipe = recipe(plan, compute, collective.degree())?;
         let (compute, units) = (&recipe.compute, recipe.model.units());
         let mut state = RunState::allocate(compute, units, &recipe.rule)?;
         match &resumed {
-            Some(checkpoint) => resume(plan, &data, &mut state, checkpoint)?,
+            Some(checkpoint) => folder::resume(plan, &data, &mut state, checkpoint)?,
             None => state.initialize(compute, plan.seed),
         }
         let validation = match plan.eval {
@@ -112,9 +120,11 @@ impl<'a> Run<'a> {
             state,
             validation,
             peak_flops,
+            costs: Costs::default(),
+            damaged,
         };
         run.say_start();
-        Ok(run)
+        Ok(Some(run))
     }
 
     /// The loop: one step, then what is due after it.
@@ -165,28 +175,15 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, outcome: &StepOutcome, started: Instant) {
-        let phases = self.clock.take();
-        let step_seconds = started.elapsed().as_secs_f64();
-        let flops_per_token = self.plan.derived.flops_per_token;
-        self.state.flops += u128::from(outcome.num_tokens) * u128::from(flops_per_token);
-        let tokens_per_second = outcome.num_tokens as f64 / step_seconds;
-        let flops_per_token = flops_per_token as f64;
-        let degree = self.collective.degree();
-        self.sinks.step(&StepRecord {
-            step: self.state.step,
-            loss: outcome.loss,
-            grad_norm: outcome.grad_norm,
-            lr: outcome.lr,
-            num_tokens: self.state.num_tokens,
-            tokens_per_second,
-            flops_per_second: tokens_per_second * flops_per_token,
-            mfu: mfu(tokens_per_second, flops_per_token, degree, self.peak_flops),
-            step_seconds,
-            phases,
-            peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
+        let flops_per_token = u128::from(self.plan.derived.flops_per_token);
+        self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
+        let spent = Spent {
+            phases: self.clock.take(),
+            step_seconds: started.elapsed().as_secs_f64(),
             energy_joules: self.energy.joules(),
-            total_flops: self.state.flops as f64,
-        });
+        };
+        self.costs.add(outcome, &spent);
+        self.sinks.step(&step_record(outcome, spent, &self.rates(), &self.state));
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
@@ -212,21 +209,25 @@ impl<'a> Run<'a> {
         Ok(evaluation)
     }
 
-    /// Rank 0 saves, the others wait. Whether a failure ends the run is the same on every rank.
+    /// Rank 0 saves, the others wait; all know whether it is saved.
+    ///
+    /// # Collectives
+    /// One all-reduce.
     fn save(&mut self, on_failure: OnFailure) -> Result<(), Error> {
         let mut saved = Ok(());
         if self.collective.rank() == 0 {
             saved = self.save_here();
         }
-        self.collective.barrier("the checkpoint is saved")?.wait()?;
-        match (saved, on_failure) {
-            (Ok(()), _) => self.saved_step = self.state.step,
-            (Err(error), OnFailure::Warn) => {
-                let kept = self.saved_step;
-                let line = format!("{error}; the run goes on, its last checkpoint is step {kept}");
-                self.sinks.progress().warn(&line);
-            }
-            (Err(error), OnFailure::End) => return Err(error),
+        let failed = f64::from(u8::from(saved.is_err()));
+        let [failures] = sum_over_ranks(self.collective, [failed])?;
+        if failures == 0.0 {
+            self.saved_step = self.state.step;
+        } else if on_failure == OnFailure::End {
+            return saved;
+        } else if let Err(error) = saved {
+            let kept = self.saved_step;
+            let line = format!("{error}; the run goes on, its last checkpoint is step {kept}");
+            self.sinks.progress().warn(&line);
         }
         Ok(())
     }
@@ -255,25 +256,43 @@ impl<'a> Run<'a> {
         };
         let model = (&self.recipe.model, &self.recipe.compute);
         let window = self.plan.batch.sequence_length;
-        let tokens = continue_tokens(model, &self.state.units, &prompt, window, &sampling);
+        let how = (&sampling, self.stop);
+        let tokens = continue_tokens(model, &self.state.units, &prompt, window, how);
         let text = tokenizer.decode(&tokens)?;
         self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end()));
         Ok(())
     }
 
+    fn say_costs(&mut self) {
+        if let Some(line) = self.costs.line(&self.rates(), &self.state) {
+            self.sinks.progress().note(&line);
+        }
+    }
+
+    fn rates(&self) -> Rates {
+        Rates {
+            flops_per_token: self.plan.derived.flops_per_token,
+            num_ranks: self.collective.degree(),
+            peak_flops: self.peak_flops,
+        }
+    }
+
     fn say_start(&mut self) {
         let (plan, degree) = (self.plan, self.collective.degree());
+        self.sinks.progress().note(&plan_lines(plan));
         let line = format!(
-            "{:.2} M parameters, {} tokens a step, {} rank(s) of {} thread(s), {:?}, peak {:.0} GFLOP/s \
-             a rank",
+            "{:.2} M parameters; {} tokens a step; {degree} rank(s) of {} thread(s) on {:?}; peak \
+             {:.0} GFLOP/s a rank",
             plan.derived.num_parameters as f64 / 1e6,
             plan.derived.tokens_per_step,
-            degree,
             self.recipe.compute.num_threads(),
             self.recipe.compute.device,
             self.peak_flops / 1e9,
         );
         self.sinks.progress().note(&line);
+        for damaged in &self.damaged {
+            self.sinks.progress().warn(&format!("{}; it is passed over", damaged.error));
+        }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
             self.sinks.progress().note(&line);
@@ -295,66 +314,11 @@ fn is_due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-/// Prepares the run's folder on rank 0 and finds the checkpoint to resume from, if any.
-///
-/// # Collectives
-/// A barrier.
-fn open_folder(plan: &Plan, collective: &dyn Collective) -> Result<Option<Checkpoint>, Error> {
-    let mut prepared = Ok(());
-    if collective.rank() == 0 {
-        prepared = prepare_folder(plan);
-    }
-    collective.barrier("the run's folder is ready")?.wait()?;
-    prepared?;
-    if !plan.checkpoint.resume {
-        return Ok(None);
-    }
-    let latest = checkpoint::latest(&plan.run.dir)?;
-    Ok(latest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?)
-}
-
-fn prepare_folder(plan: &Plan) -> Result<(), Error> {
-    let dir = &plan.run.dir;
-    let io = |action| move |source| Error::Io { action, path: dir.clone(), source };
-    fs::create_dir_all(dir).map_err(io("make the run's folder"))?;
-    checkpoint::clear_stale(dir)?;
-    let checkpoints = checkpoint::list(dir)?;
-    if let (Some(last), false) = (checkpoints.last(), plan.checkpoint.resume) {
-        return Err(Error::RunExists {
-            dir: dir.clone(),
-            checkpoints: checkpoints.len(),
-            last_step: last.step,
-        });
-    }
-    fs::write(dir.join("plan.toml"), plan.to_toml()).map_err(io("write plan.toml in"))
-}
-
-fn resume(
-    plan: &Plan,
-    data: &Data,
-    state: &mut RunState,
-    checkpoint: &Checkpoint,
-) -> Result<(), Error> {
-    let saved = checkpoint.run_state();
-    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(plan);
-    if !changes.is_empty() {
-        return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
-    }
-    if saved.data_fingerprint != data.fingerprint {
-        return Err(Error::DataChanged {
-            path: data.path.clone(),
-            checkpoint: checkpoint.folder().to_owned(),
-            expected: saved.data_fingerprint.clone(),
-            found: data.fingerprint.clone(),
-        });
-    }
-    saving::load(state, checkpoint)
-}
-
 fn open_sinks(plan: &Plan, collective: &dyn Collective, step: u64) -> Sinks {
     if collective.rank() != 0 {
         return Sinks::silent();
     }
     let progress = Progress::auto(plan.run.steps, plan.metrics.log_every, step);
-    Sinks::open(&plan.run.dir, step, progress)
+    let plots = if plan.metrics.tensorboard { Plots::TensorBoard } else { Plots::None };
+    Sinks::open(&plan.run.dir, step, plots, progress)
 }

@@ -7,6 +7,7 @@ use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::model::init::{generator, open_uniform};
 use crate::pass::last_logits;
+use crate::signals::StopRequest;
 use crate::state::UnitState;
 
 /// How to draw the next token.
@@ -24,17 +25,21 @@ pub struct Sampling {
 
 /// Continues `prompt` (at least one token) and returns prompt and continuation.
 ///
-/// Each token is drawn after a forward over the last `window` tokens at most.
+/// Each token is drawn after a forward over the last `window` tokens at most; a request to stop
+/// ends the continuation early.
 pub fn continue_tokens(
     (model, compute): (&Decoder, &Compute),
     units: &[UnitState],
     prompt: &[u32],
     window: usize,
-    sampling: &Sampling,
+    (sampling, stop): (&Sampling, &StopRequest),
 ) -> Vec<u32> {
     let mut tokens = prompt.to_vec();
     let mut rng = generator(sampling.seed, "sample");
     for _ in 0..sampling.num_tokens {
+        if stop.is_asked() {
+            break;
+        }
         let visible = &tokens[tokens.len().saturating_sub(window)..];
         let inputs: Vec<i64> = visible.iter().map(|&token| i64::from(token)).collect();
         let inputs = Tensor::from_slice(&inputs).unsqueeze(0).to_device(compute.device);

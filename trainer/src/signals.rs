@@ -39,6 +39,11 @@ impl StopRequest {
         Self { asked: Arc::new(AtomicBool::new(false)) }
     }
 
+    /// What the signals set.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.asked
+    }
+
     /// Whether a stop was asked for.
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)

@@ -1,5 +1,6 @@
 //! Chunked encoding gives the ids of the whole text, and files come out whole.
 
+use std::sync::atomic::AtomicBool;
 use proptest::prelude::*;
 
 use super::*;
@@ -31,6 +32,20 @@ fn check_chunks(tokenizer: &Tokenizer, text: &str) {
         assert_eq!(ids, whole, "{text:?} in blocks of {block_bytes}, pieces of {piece_bytes}");
         assert_eq!(num_bytes, text.len() as u64);
     }
+}
+
+/// Nobody asks for the end.
+static GO_ON: AtomicBool = AtomicBool::new(false);
+
+#[test]
+fn a_request_to_stop_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text_path, out_path) = (folder.path().join("text"), folder.path().join("tokens"));
+    std::fs::write(&text_path, "some text").unwrap();
+    let stop = AtomicBool::new(true);
+    let outcome = tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes(), &stop);
+    assert!(matches!(outcome, Err(Error::Interrupted)));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "only the text is there");
 }
 
 #[test]
@@ -77,7 +92,7 @@ fn a_file_is_tokenized_and_summed_up() {
     let text = "the day's work\n\nis the end, the\n".repeat(500);
     std::fs::write(&text_path, &text).unwrap();
     for tokenizer in [Tokenizer::bytes(), gpt2_style()] {
-        let summary = tokenize_text_file(&text_path, &out_path, &tokenizer).unwrap();
+        let summary = tokenize_text_file(&text_path, &out_path, &tokenizer, &GO_ON).unwrap();
         let file = TokenFile::open(&out_path).unwrap();
         let expected = tokenizer.encode(&text).unwrap();
         let mut ids = vec![0; expected.len()];
@@ -97,11 +112,11 @@ fn bytes_take_any_file_and_others_name_the_bad_byte() {
     let (text_path, out_path) = (folder.path().join("a.txt"), folder.path().join("a.bin"));
     std::fs::write(&text_path, b"ab\ncd\n\xff\n").unwrap();
     assert_eq!(
-        tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes()).unwrap().num_tokens,
+        tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes(), &GO_ON).unwrap().num_tokens,
         8
     );
     std::fs::remove_file(&out_path).unwrap();
-    let message = tokenize_text_file(&text_path, &out_path, &gpt2_style()).unwrap_err().to_string();
+    let message = tokenize_text_file(&text_path, &out_path, &gpt2_style(), &GO_ON).unwrap_err().to_string();
     assert!(message.contains("a.txt` is not UTF-8 at byte 6"), "{message}");
     // The offset counts from the start of the file, not of the chunk.
     let message = in_chunks(&gpt2_style(), b"ab\ncd\n\xff\n", 3, 1).unwrap_err().to_string();
@@ -114,7 +129,7 @@ fn empty_and_missing_texts_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (text_path, out_path) = (folder.path().join("a.txt"), folder.path().join("a.bin"));
     let refused =
-        || tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes()).unwrap_err().to_string();
+        || tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes(), &GO_ON).unwrap_err().to_string();
     assert!(refused().contains("cannot open the text file"), "{}", refused());
     std::fs::write(&text_path, "").unwrap();
     assert!(refused().contains("would hold 0 tokens"), "{}", refused());

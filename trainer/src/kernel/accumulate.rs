@@ -28,15 +28,6 @@ pub fn cast<S: Element, T: Element>(pool: &Pool, from: &[T], to: &mut [S]) {
     combine(pool, to, from, Combination::Replace);
 }
 
-/// `values *= factor`, element by element.
-pub fn scale<E: Element>(pool: &Pool, values: &mut [E], factor: f32) {
-    let blocks = Blocks::new(values, rows_per_block(1));
-    let level = Level::detect();
-    pool.for_each(blocks.num_blocks(), |index| {
-        level.run(ScaleBlock { values: blocks.take(index), factor });
-    });
-}
-
 /// `sums += ` the sum of the rows of `x`: the gradient of a bias.
 ///
 /// # Shapes
@@ -110,23 +101,6 @@ impl<S: Element, T: Element> Body for CombineBlock<'_, S, T> {
                     *to = S::from_f32(from.to_f32());
                 }
             }
-        }
-    }
-}
-
-/// A block of elements that are scaled.
-struct ScaleBlock<'a, E> {
-    values: &'a mut [E],
-    factor: f32,
-}
-
-impl<E: Element> Body for ScaleBlock<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self, _: Level) {
-        for value in self.values {
-            *value = E::from_f32(value.to_f32() * self.factor);
         }
     }
 }

@@ -53,13 +53,12 @@ pub fn swiglu_forward<E: Element>(
     });
 }
 
-/// The gradient of [`swiglu_forward`], and its output anew if that was not kept.
+/// The gradient of [`swiglu_forward`].
 ///
 /// # Shapes
 /// - `gate_up`: `[N, 2 F]`, the input of the forward pass
 /// - `d_act`: `[N, F]`
 /// - `d_gate_up`: `[N, 2 F]`, overwritten
-/// - `recomputed`: `[N, F]` if given; overwritten by the `act` of the forward pass, bit for bit
 ///
 /// # Panics
 /// If a length does not fit the others.
@@ -69,24 +68,15 @@ pub fn swiglu_backward<E: Element>(
     d_act: &[E],
     intermediate_size: usize,
     d_gate_up: &mut [E],
-    recomputed: Option<&mut [E]>,
 ) {
     check_rows(gate_up, d_act, intermediate_size);
     assert_eq!(d_gate_up.len(), gate_up.len(), "d_gate_up has the shape of gate_up");
-    if let Some(act) = &recomputed {
-        assert_eq!(act.len(), d_act.len(), "act has the shape of d_act");
-    }
     let act_len = rows_per_block(2 * intermediate_size) * intermediate_size;
     let d_gate_up = Blocks::new(d_gate_up, 2 * act_len);
-    let recomputed = recomputed.map(|act| Blocks::new(act, act_len));
     let level = Level::detect();
     pool.for_each(d_gate_up.num_blocks(), |index| {
-        let gate_up = block(gate_up, index, 2 * act_len);
-        if let Some(act) = &recomputed {
-            level.run(SwigluForward { gate_up, intermediate_size, act: act.take(index) });
-        }
         level.run(SwigluBackward {
-            gate_up,
+            gate_up: block(gate_up, index, 2 * act_len),
             d_act: block(d_act, index, act_len),
             intermediate_size,
             d_gate_up: d_gate_up.take(index),

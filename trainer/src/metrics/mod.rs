@@ -24,5 +24,5 @@ pub use memory::peak_resident_bytes;
 pub use mfu::mfu;
 pub use progress::Progress;
 pub use record::{EvalRecord, Phase, Record, StepRecord};
-pub use sinks::Sinks;
+pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;

@@ -23,10 +23,6 @@ pub enum Phase {
     Clip,
     /// The optimizer's update of the masters.
     Optim,
-    /// Sharing the updated parameters between ranks.
-    Gather,
-    /// What the other phases do not cover.
-    Other,
 }
 
 impl Phase {
@@ -41,8 +37,6 @@ impl Phase {
             Self::Reduce => "reduce",
             Self::Clip => "clip",
             Self::Optim => "optim",
-            Self::Gather => "gather",
-            Self::Other => "other",
         }
     }
 }
@@ -79,8 +73,8 @@ pub struct StepRecord {
     pub step_seconds: f64,
     /// Wall time of each measured part of the step on this rank, in seconds.
     pub phases: BTreeMap<Phase, f64>,
-    /// The most memory this rank has held since it began: device memory where there is a
-    /// device, else resident memory. Bytes.
+    /// The most resident memory this rank's process has held on the host since it began
+    /// (`VmHWM`), in bytes. Device memory is not measured yet.
     pub peak_memory_bytes: u64,
     /// Energy of this step in joules; `None` where it cannot be measured.
     pub energy_joules: Option<f64>,

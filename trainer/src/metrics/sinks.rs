@@ -19,6 +19,15 @@ pub struct Sinks {
     tensorboard: Sink<TensorBoard>,
 }
 
+/// Whether a run leaves plots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plots {
+    /// TensorBoard's event files.
+    TensorBoard,
+    /// None: `metrics.jsonl` alone.
+    None,
+}
+
 /// A sink and what became of it.
 #[derive(Debug)]
 enum Sink<T> {
@@ -31,14 +40,24 @@ enum Sink<T> {
 }
 
 impl Sinks {
-    /// Opens `metrics.jsonl` and `tensorboard/` in `run_folder` for a run that goes on after
+    /// Opens `metrics.jsonl` and, if plots are wanted, `tensorboard/` in `run_folder` for a run that goes on after
     /// `resumed_step` (0 for a new run).
     #[must_use]
-    pub fn open(run_folder: &Path, resumed_step: u64, mut progress: Progress) -> Self {
+    pub fn open(
+        run_folder: &Path,
+        resumed_step: u64,
+        plots: Plots,
+        mut progress: Progress,
+    ) -> Self {
         let metrics = MetricsFile::open(&run_folder.join(METRICS_FILE), resumed_step);
-        let tensorboard = TensorBoard::open(&run_folder.join(TENSORBOARD_FOLDER), resumed_step);
         let metrics = Sink::opened(metrics, &mut progress);
-        let tensorboard = Sink::opened(tensorboard, &mut progress);
+        let tensorboard = match plots {
+            Plots::TensorBoard => {
+                let folder = run_folder.join(TENSORBOARD_FOLDER);
+                Sink::opened(TensorBoard::open(&folder, resumed_step), &mut progress)
+            }
+            Plots::None => Sink::Off,
+        };
         Self { progress, metrics, tensorboard }
     }
 

@@ -17,15 +17,14 @@ use super::*;
 
 mod costs;
 
-const ALL_PHASES: [Phase; 8] = [
+const ALL_PHASES: [Phase; 7] = [
     Phase::Data,
     Phase::Forward,
+    Phase::Head,
     Phase::Backward,
     Phase::Reduce,
     Phase::Clip,
     Phase::Optim,
-    Phase::Gather,
-    Phase::Other,
 ];
 
 fn step_record(step: u64) -> StepRecord {
@@ -279,7 +278,7 @@ fn sinks_that_cannot_be_opened_are_named_once_and_cost_nothing_else() {
     // A file where a folder should be: unwritable for root too.
     fs::write(run.path().join("tensorboard"), "").unwrap();
     let (progress, _, warnings) = captured(10, 1, 0);
-    let mut sinks = Sinks::open(run.path(), 0, progress);
+    let mut sinks = Sinks::open(run.path(), 0, Plots::TensorBoard, progress);
     for step in 1..=3 {
         sinks.step(&step_record(step));
     }
@@ -297,7 +296,7 @@ fn a_full_disk_is_named_once_and_costs_nothing_else() {
     let run = TempDir::new().unwrap();
     std::os::unix::fs::symlink("/dev/full", run.path().join("metrics.jsonl")).unwrap();
     let (progress, out, warnings) = captured(10, 1, 0);
-    let mut sinks = Sinks::open(run.path(), 0, progress);
+    let mut sinks = Sinks::open(run.path(), 0, Plots::TensorBoard, progress);
     for step in 1..=3 {
         sinks.step(&step_record(step));
     }

@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::compute::{Compute, per_element};
 use super::config::Mlp;
-use crate::kernel::activation::{self as kernel, gelu::Gelu};
+use crate::kernel::activation::{self as kernel, gelu};
 use crate::kernel::view;
 
 /// `sqrt(2 / pi)`, the slope of the tanh form at 0.
@@ -65,7 +65,7 @@ fn forward_kernel(compute: &Compute, mlp: Mlp, up: &Tensor) -> Tensor {
         let (up, act) = (view::slice::<E>(up), view::slice_mut::<E>(&mut act));
         match mlp {
             Mlp::SwiGlu => kernel::swiglu_forward(&compute.pool, up, columns, act),
-            Mlp::Gelu => Gelu::Tanh.forward(&compute.pool, up, act),
+            Mlp::Gelu => gelu::forward(&compute.pool, up, act),
         }
     });
     act
@@ -78,10 +78,8 @@ fn backward_kernel(compute: &Compute, mlp: Mlp, up: &Tensor, d_act: &Tensor) -> 
         let (up, d_act) = (view::slice::<E>(up), view::slice::<E>(d_act));
         let d_up = view::slice_mut::<E>(&mut d_up);
         match mlp {
-            Mlp::SwiGlu => {
-                kernel::swiglu_backward(&compute.pool, up, d_act, columns, d_up, None);
-            }
-            Mlp::Gelu => Gelu::Tanh.backward(&compute.pool, up, d_act, d_up),
+            Mlp::SwiGlu => kernel::swiglu_backward(&compute.pool, up, d_act, columns, d_up),
+            Mlp::Gelu => gelu::backward(&compute.pool, up, d_act, d_up),
         }
     });
     d_up

@@ -50,18 +50,19 @@ pub fn backward(
     learned_positions: bool,
 ) {
     let ids = tokens.view(-1);
+    let (b, s) = tokens.size2().expect("tokens are [B, S]");
     let mut target = Grads { accumulate: token_grads, ..*grads }.ready_to_add(TOKENS);
+    let mut positions =
+        learned_positions.then(|| grads.ready_to_add(POSITIONS).narrow(0, 0, s));
     if compute.has_kernels() {
-        add_rows_kernel(compute, &mut target, &ids, dx);
-    } else {
-        let (vocab, wide) = (target.size()[0], dx.to_kind(compute.accumulation()));
-        let _ = target.g_add_(&Tensor::embedding_dense_backward(&wide, &ids, vocab, -1, false));
+        return add_rows_kernel(compute, &mut target, positions.as_mut(), (&ids, dx));
     }
-    if learned_positions {
-        let (b, s) = tokens.size2().expect("tokens are [B, S]");
+    let (vocab, wide) = (target.size()[0], dx.to_kind(compute.accumulation()));
+    let _ = target.g_add_(&Tensor::embedding_dense_backward(&wide, &ids, vocab, -1, false));
+    if let Some(mut positions) = positions {
         let rows = dx.view([b, s, -1]);
         let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
-        let _ = grads.ready_to_add(POSITIONS).narrow(0, 0, s).g_add_(&sum);
+        let _ = positions.g_add_(&sum);
     }
 }
 
@@ -89,10 +90,18 @@ fn forward_kernel(
     x
 }
 
-fn add_rows_kernel(compute: &Compute, target: &mut Tensor, ids: &Tensor, dx: &Tensor) {
-    let hidden_size = dx.size()[1] as usize;
-    let (d_weight, ids) = (view::slice_mut::<f32>(target), view::slice::<i64>(ids));
-    let gradients = EmbeddingGradients { d_weight, d_positions: None, hidden_size };
+fn add_rows_kernel(
+    compute: &Compute,
+    target: &mut Tensor,
+    positions: Option<&mut Tensor>,
+    (ids, dx): (&Tensor, &Tensor),
+) {
+    let ids = view::slice::<i64>(ids);
+    let gradients = EmbeddingGradients {
+        d_weight: view::slice_mut(target),
+        d_positions: positions.map(view::slice_mut),
+        hidden_size: dx.size()[1] as usize,
+    };
     per_element!(compute, E => {
         kernel::backward(&compute.pool, ids, view::slice::<E>(dx), gradients)
             .expect("token ids are checked against the vocabulary when they are read");

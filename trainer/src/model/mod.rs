@@ -1,7 +1,8 @@
 //! Decoder-only models: their shapes, parameters and layers, forward and backward.
 //!
-//! There is no autograd graph in training. Each layer is a pair of functions, forward and
-//! backward, that take weights as arguments and add weight gradients where the caller keeps them;
+//! There is no autograd graph in training, but for one exception: on CUDA, attention alone goes
+//! through libtorch's own graph for now. Each layer is a pair of functions, forward and backward,
+//! that take weights as arguments and add weight gradients where the caller keeps them;
 //! `crate::pass` calls them in order. So a unit's buffers may come and go between its forward and
 //! its backward, gradients never exist twice, and what is kept or computed again is explicit.
 //! [`plain`] is the same model in ordinary autograd operations.

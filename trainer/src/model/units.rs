@@ -131,7 +131,7 @@ impl Builder {
         let shape = [spec.hidden_size as i64];
         let weight = self.add(&format!("{name}.weight"), &shape, Role::Norm, Init::Ones);
         let bias = (spec.norm == NormKind::Layer)
-            .then(|| self.add(&format!("{name}.bias"), &shape, Role::Bias, Init::Zeros));
+            .then(|| self.add(&format!("{name}.bias"), &shape, Role::Norm, Init::Zeros));
         NormIndex { weight, bias }
     }
 

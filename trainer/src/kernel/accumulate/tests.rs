@@ -9,13 +9,10 @@ use half::bf16;
 const LENS: [usize; 6] = [0, 1, 7, 64, 1000, 70_001];
 const COLUMNS: [usize; 5] = [1, 7, 64, 576, 1000];
 const NUM_ROWS: usize = 83;
-/// Not a power of two, so that it rounds.
-const FACTOR: f32 = 0.3;
 
 fn check_pair<S: Tolerance, T: Tolerance>(len: usize) {
     let (sum, term) = (sample::<S>(len, 1.0), sample::<T>(len + 1, 1.0)[1..].to_vec());
     let added: Vec<f64> = exact(&sum).iter().zip(exact(&term)).map(|(s, t)| s + t).collect();
-    let scaled: Vec<f64> = exact(&sum).iter().map(|s| s * f64::from(FACTOR)).collect();
     for num_threads in [1, 2] {
         let pool = Pool::new(num_threads);
         let mut found = sum.clone();
@@ -23,9 +20,6 @@ fn check_pair<S: Tolerance, T: Tolerance>(len: usize) {
         assert_close(&found, &added, 0.0, "add_assign");
         cast(&pool, &term, &mut found);
         assert_close(&found, &exact(&term), 0.0, "cast");
-        found.copy_from_slice(&sum);
-        scale(&pool, &mut found, FACTOR);
-        assert_close(&found, &scaled, 0.0, "scale");
     }
 }
 
@@ -72,7 +66,6 @@ fn all_levels_give_the_same_bits() {
             let (mut output, mut sums) = (start.clone(), vec![1.0; num_columns]);
             let combination = Combination::Add;
             level.run(CombineBlock { output: &mut output, input: &x, combination });
-            level.run(ScaleBlock { values: &mut output, factor: FACTOR });
             level.run(ColumnSumBlock { x: &output, sums: &mut sums });
             let mut rounded = x.clone();
             let combination = Combination::Replace;

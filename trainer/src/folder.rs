@@ -1,0 +1,88 @@
+//! The run's folder: who may start a run in it, and what a resume goes on from.
+
+use std::fs;
+
+use grove_parallel::Collective;
+
+use crate::checkpoint::{self, Checkpoint, Damaged};
+use crate::config::Plan;
+use crate::corpus::Data;
+use crate::error::Error;
+use crate::saving;
+use crate::state::RunState;
+
+/// What a run's folder holds to go on from.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The newest whole checkpoint, if the run is to be resumed and there is one.
+    pub checkpoint: Option<Checkpoint>,
+    /// Newer ones that cannot be used.
+    pub damaged: Vec<Damaged>,
+}
+
+/// Prepares the run's folder on rank 0 and finds the checkpoint to resume from, if any.
+///
+/// # Errors
+/// If the folder cannot be made, or holds a run that is not to be resumed.
+///
+/// # Collectives
+/// A barrier.
+pub fn open(plan: &Plan, collective: &dyn Collective) -> Result<Found, Error> {
+    let mut prepared = Ok(());
+    if collective.rank() == 0 {
+        prepared = prepare(plan);
+    }
+    collective.barrier("the run's folder is ready")?.wait()?;
+    prepared?;
+    if !plan.checkpoint.resume {
+        return Ok(Found::default());
+    }
+    let mut survey = checkpoint::survey(&plan.run.dir)?;
+    let newest = survey.whole.pop();
+    let step = newest.as_ref().map_or(0, |whole| whole.step);
+    survey.damaged.retain(|damaged| damaged.step > step);
+    let checkpoint = newest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?;
+    Ok(Found { checkpoint, damaged: survey.damaged })
+}
+
+fn prepare(plan: &Plan) -> Result<(), Error> {
+    let dir = &plan.run.dir;
+    let io = |action| move |source| Error::Io { action, path: dir.clone(), source };
+    fs::create_dir_all(dir).map_err(io("make the run's folder"))?;
+    checkpoint::clear_stale(dir)?;
+    let checkpoints = checkpoint::list(dir)?;
+    if let (Some(last), false) = (checkpoints.last(), plan.checkpoint.resume) {
+        return Err(Error::RunExists {
+            dir: dir.clone(),
+            checkpoints: checkpoints.len(),
+            last_step: last.step,
+        });
+    }
+    fs::write(dir.join("plan.toml"), plan.to_toml()).map_err(io("write plan.toml in"))
+}
+
+/// Fills the state from a checkpoint, once it is known to belong to this plan and data.
+///
+/// # Errors
+/// If the plan means another run, the data is other data, or the tensors do not fit.
+pub fn resume(
+    plan: &Plan,
+    data: &Data,
+    state: &mut RunState,
+    checkpoint: &Checkpoint,
+) -> Result<(), Error> {
+    let saved = checkpoint.run_state();
+    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(plan);
+    if !changes.is_empty() {
+        return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
+    }
+    if saved.data_fingerprint != data.fingerprint {
+        return Err(Error::DataChanged {
+            path: data.path.clone(),
+            checkpoint: checkpoint.folder().to_owned(),
+            expected: saved.data_fingerprint.clone(),
+            found: data.fingerprint.clone(),
+        });
+    }
+    saving::load(state, checkpoint)
+}

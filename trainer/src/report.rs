@@ -1,0 +1,117 @@
+//! What a run says of itself: its plan, each step's record, and what it has cost.
+
+use std::collections::BTreeMap;
+
+use crate::config::Plan;
+use crate::metrics::{Phase, StepRecord, mfu, peak_resident_bytes};
+use crate::state::RunState;
+use crate::step::StepOutcome;
+
+/// What turns tokens and seconds into utilization.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Floating-point operations of forward and backward, a token.
+    pub flops_per_token: u64,
+    /// Ranks of the run.
+    pub num_ranks: usize,
+    /// FLOP/s of one rank at most.
+    pub peak_flops: f64,
+}
+
+/// What one step took on this rank.
+#[derive(Clone, Debug)]
+pub struct Spent {
+    /// Seconds by phase.
+    pub phases: BTreeMap<Phase, f64>,
+    /// Seconds of the whole step.
+    pub step_seconds: f64,
+    /// Joules, where they can be read.
+    pub energy_joules: Option<f64>,
+}
+
+/// What the steps of this process have cost so far: tokens of all ranks, seconds and joules of
+/// this one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Costs {
+    num_tokens: u64,
+    seconds: f64,
+    energy_joules: Option<f64>,
+}
+
+impl Costs {
+    /// Adds a step.
+    pub fn add(&mut self, outcome: &StepOutcome, spent: &Spent) {
+        self.num_tokens += outcome.num_tokens;
+        self.seconds += spent.step_seconds;
+        if let Some(joules) = spent.energy_joules {
+            *self.energy_joules.get_or_insert(0.0) += joules;
+        }
+    }
+
+    /// The four costs in one line: compute, time, memory, energy; `None` before the first step.
+    pub fn line(&self, rates: &Rates, state: &RunState) -> Option<String> {
+        let Self { num_tokens, seconds, energy_joules } = *self;
+        if num_tokens == 0 {
+            return None;
+        }
+        let tokens_per_second = num_tokens as f64 / seconds;
+        let energy = match energy_joules {
+            Some(joules) => format!("{:.4} J a token", joules / num_tokens as f64),
+            None => "not measured".to_owned(),
+        };
+        Some(format!(
+            "compute {:.3e} FLOPs at {:.1} % of peak; time {seconds:.1} s for {num_tokens} tokens, \
+             {tokens_per_second:.0} a second; memory {} MiB a rank at most; energy {energy}",
+            state.flops as f64,
+            100.0 * rates.mfu(tokens_per_second),
+            peak_resident_bytes().unwrap_or(0) >> 20,
+        ))
+    }
+}
+
+impl Rates {
+    fn mfu(&self, tokens_per_second: f64) -> f64 {
+        mfu(tokens_per_second, self.flops_per_token as f64, self.num_ranks, self.peak_flops)
+    }
+}
+
+/// The record of the step that has just been counted in `state`.
+pub fn step_record(
+    outcome: &StepOutcome,
+    spent: Spent,
+    rates: &Rates,
+    state: &RunState,
+) -> StepRecord {
+    let tokens_per_second = outcome.num_tokens as f64 / spent.step_seconds;
+    StepRecord {
+        step: state.step,
+        loss: outcome.loss,
+        grad_norm: outcome.grad_norm,
+        lr: outcome.lr,
+        num_tokens: state.num_tokens,
+        tokens_per_second,
+        flops_per_second: tokens_per_second * rates.flops_per_token as f64,
+        mfu: rates.mfu(tokens_per_second),
+        step_seconds: spent.step_seconds,
+        phases: spent.phases,
+        peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
+        energy_joules: spent.energy_joules,
+        total_flops: state.flops as f64,
+    }
+}
+
+/// A plan in few lines: one for each table.
+pub fn plan_lines(plan: &Plan) -> String {
+    let mut lines: Vec<String> = vec!["plan".to_owned()];
+    for line in plan.to_toml().lines().filter(|line| !line.is_empty()) {
+        match line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            Some(table) => lines.push(format!("  {table}:")),
+            None => {
+                let table = lines.last_mut().expect("it starts with one line");
+                table.push_str(if table.ends_with(':') || table == "plan" { " " } else { ", " });
+                table.push_str(line);
+            }
+        }
+    }
+    lines.join("\n")
+}
