@@ -1,9 +1,10 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face, `recompute` and `ranks` compare ways of computing the same,
-//! `resume` and `faults` run the program, `cli` checks what it says, `layering` what may name what.
+//! `families`, `resume` and `faults` run the program, `cli` checks what it says, `layering` what may name what.
 
 mod cli;
+mod families;
 mod faults;
 mod fixture;
 mod layering;

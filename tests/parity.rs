@@ -38,6 +38,7 @@ fn logits_equal_hugging_face() {
         let inputs = tokens.narrow(1, 0, tokens.size()[1] - 1).contiguous();
         let found = logits(&subject.model, &subject.compute, &subject.state.units, &inputs);
         let error = relative_error(&found, fixture.get("logits"));
+        eprintln!("{label}: logits are off by {error:.1e}");
         assert!(error < tolerance(kind), "{label}: logits are off by {error:e}");
     });
 }
@@ -52,11 +53,14 @@ fn loss_and_gradients_equal_hugging_face() {
         let expected = fixture.get("loss").double_value(&[]);
         let error = (loss - expected).abs() / expected;
         assert!(error < tolerance(kind), "{label}: loss {loss}, expected {expected}");
+        let mut worst = 0.0f64;
         for (name, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
             let expected = fixture.get(&format!("grad.{name}"));
             let error = relative_error(&(grad / num_targets), expected);
             assert!(error < tolerance(kind), "{label}: the gradient of {name} is off by {error:e}");
+            worst = worst.max(error);
         }
+        eprintln!("{label}: loss is off by {error:.1e}, gradients by {worst:.1e}");
     });
 }
 
@@ -82,6 +86,7 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let update = Update { rule: &rule, groups: &groups, lr: 1e-3, grad_scale, step };
             apply(&subject.compute, &mut subject.state.units, &update).expect("an update");
         }
+        let mut worst = 0.0f64;
         for (name, master) in by_name(&subject.state.units, |unit| &unit.masters) {
             let expected = fixture.get(&format!("after.{name}"));
             let error = if name.ends_with("c_attn.bias") {
@@ -96,7 +101,9 @@ fn ten_steps_of_adamw_equal_hugging_face() {
                 relative_norm_error(&master, expected)
             };
             assert!(error < tolerance(kind), "{label}: {name} after the steps is off by {error:e}");
+            worst = worst.max(error);
         }
+        eprintln!("{label}: weights after ten steps are off by {worst:.1e}");
     });
 }
 

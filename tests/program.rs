@@ -49,6 +49,17 @@ pub(crate) struct Program {
     folder: TempDir,
 }
 
+/// The same run with a GPT-2.
+const GPT2_MODEL: &str = r#"
+[model]
+model_type = "gpt2"
+vocab_size = 256
+n_positions = 16
+n_embd = 32
+n_layer = 2
+n_head = 4
+"#;
+
 /// How many threads each rank gets, so that tests do not compete for cores.
 const THREADS: &str = "1";
 
@@ -60,6 +71,14 @@ impl Program {
         let text: String = (0..400).map(line).collect();
         std::fs::write(folder.path().join("text.txt"), text).expect("a text");
         Self { folder }
+    }
+
+    /// Makes `config.toml` that of a GPT-2.
+    pub(crate) fn use_gpt2(&self) {
+        let (before, rest) = CONFIG.split_once("[model]").expect("the config has a model");
+        let (_, after) = rest.split_once("[data]").expect("the config has data");
+        let config = format!("{before}{GPT2_MODEL}[data]{after}");
+        std::fs::write(self.path("config.toml"), config).expect("a config");
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

@@ -16,10 +16,13 @@ fn losses_do_not_depend_on_the_rank_count() {
         program.train(ranks, &[&format!("run.dir='{dir}'")]);
         let found = program.losses(&dir);
         assert_eq!(found.len(), expected.len());
+        let mut worst = 0.0f64;
         for ((step, loss), (_, expected)) in found.iter().zip(&expected) {
             let error = (loss - expected).abs() / expected;
             assert!(error < SAME_LOSS, "step {step} on {ranks} ranks: {loss}, not {expected}");
+            worst = worst.max(error);
         }
+        eprintln!("{ranks} ranks: losses differ by {worst:.1e} at most");
     }
 }
 

@@ -7,11 +7,9 @@ use crate::real::Real;
 use crate::rule::StateKind;
 use crate::sweep::{ElementRule, sweep};
 use crate::tensor::{CheckedTensors, TensorElements};
-use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of [`AdamW`]; the defaults are those common for language models.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWConfig {
     /// Decay of the first moment, a step; averages over about `1 / (1 - beta1)` steps. Default 0.9.
     pub beta1: f64,
@@ -59,17 +57,17 @@ impl AdamW {
     /// Checks the ranges.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] with the key under `optim.rule`.
+    /// [`crate::Error::OutOfRange`] with the key of the run's file.
     pub fn new(config: AdamWConfig) -> Result<Self> {
         let AdamWConfig { beta1, beta2, eps, weight_decay } = config;
         let fraction = 0.0..1.0;
-        require(fraction.contains(&beta1), "rule.beta1", beta1, "0 <= beta1 < 1", 0.9)?;
-        require(fraction.contains(&beta2), "rule.beta2", beta2, "0 <= beta2 < 1", 0.95)?;
+        require(fraction.contains(&beta1), "optim.betas[0]", beta1, "0 <= betas[0] < 1", 0.9)?;
+        require(fraction.contains(&beta2), "optim.betas[1]", beta2, "0 <= betas[1] < 1", 0.95)?;
         // Below 1e-30 it would soon be zero in f32, see the field.
-        require((1e-30..1.0).contains(&eps), "rule.eps", eps, "1e-30 <= eps < 1", 1e-8)?;
+        require((1e-30..1.0).contains(&eps), "optim.eps", eps, "1e-30 <= eps < 1", 1e-8)?;
         require(
             weight_decay >= 0.0 && weight_decay.is_finite(),
-            "rule.weight_decay",
+            "optim.weight_decay",
             weight_decay,
             "0 <= weight_decay < inf",
             0.1,

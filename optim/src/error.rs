@@ -3,14 +3,15 @@
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Every error of this room; `key` is the full key of the run's file.
+/// Every error of this room; `key` is the full key of the run's file, as in
+/// `configs/reference.toml`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A hyper-parameter of the configuration is not in its range.
     #[error("{key} = {value} is out of range: expected {expected}; a usual value is {usual}")]
     OutOfRange {
-        /// Full key, such as `optim.rule.beta1`.
+        /// Full key, such as `optim.betas[0]`.
         key: String,
         /// What the file says.
         value: f64,
@@ -21,9 +22,9 @@ pub enum Error {
     },
     /// Warm-up and cooldown together do not fit into the run.
     #[error(
-        "optim.schedule.warmup_steps + cooldown_steps <= steps does not hold: {warmup_steps} + \
-         {cooldown_steps} > {steps}; lower warmup_steps or the decay's cooldown_fraction, or train \
-         for more steps"
+        "schedule.warmup_steps + cooldown_steps <= run.steps does not hold: {warmup_steps} + \
+         {cooldown_steps} > {steps}; lower schedule.warmup_steps or schedule.cooldown_fraction, or \
+         raise run.steps"
     )]
     ScheduleTooLong {
         /// Steps of linear warm-up.
@@ -109,5 +110,5 @@ pub(crate) fn require(
     if holds {
         return Ok(());
     }
-    Err(Error::OutOfRange { key: format!("optim.{key}"), value, expected, usual })
+    Err(Error::OutOfRange { key: key.to_owned(), value, expected, usual })
 }

@@ -3,7 +3,6 @@
 
 mod adamw;
 mod clip;
-mod config;
 mod dispatch;
 mod elements;
 mod error;
@@ -20,7 +19,6 @@ pub use clip::{
     BLOCK_ELEMENTS, LEAF_ELEMENTS, block_squared_norms, clip_scale, num_blocks, squared_norm,
     tree_sum,
 };
-pub use config::Config;
 pub use elements::{Elements, Scalars, Working};
 pub use error::{Error, Result};
 pub use group::{Group, Groups, Role};

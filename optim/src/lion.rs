@@ -6,24 +6,23 @@ use crate::real::Real;
 use crate::rule::StateKind;
 use crate::sweep::{ElementRule, sweep};
 use crate::tensor::{CheckedTensors, TensorElements};
-use serde::{Deserialize, Serialize};
 
 /// Hyper-parameters of [`Lion`]; the betas are the paper's for language models (section 4.4).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LionConfig {
     /// Weight of the old momentum in the direction of a step. Default 0.95.
     pub beta1: f64,
     /// Decay of the momentum, a step. Default 0.98.
     pub beta2: f64,
-    /// Decoupled weight decay before the group's multiplier. Default 1.0: the paper takes `lr` 3 to
-    /// 10 times lower than AdamW's and `weight_decay` as much higher, so that their product stays.
+    /// Decoupled weight decay before the group's multiplier. Default 0.3: the paper takes `lr` 3 to
+    /// 10 times lower than AdamW's and `weight_decay` as much higher, so that their product stays
+    /// (section 5); this is three times [`crate::AdamWConfig`]'s, for a third of its `lr`.
     pub weight_decay: f64,
 }
 
 impl Default for LionConfig {
     fn default() -> Self {
-        Self { beta1: 0.95, beta2: 0.98, weight_decay: 1.0 }
+        Self { beta1: 0.95, beta2: 0.98, weight_decay: 0.3 }
     }
 }
 
@@ -41,8 +40,8 @@ impl Default for LionConfig {
 /// freeze an element for good without a sign of it. Every step moves an element by exactly `lr`
 /// besides the decay, so a bf16 parameter without a master would lose steps below
 /// `|theta| / 512`. An element whose gradient has become zero goes on moving while its momentum
-/// keeps a sign. Worked number: theta = 1, m = 0, g = 0.5, lr = 0.01, defaults else: theta becomes
-/// 0.99 - 0.01 = 0.98 and m 0.01.
+/// keeps a sign. Worked number: theta = 1, m = 0, g = 0.5, lr = 0.01, weight_decay = 1, defaults
+/// else: theta becomes 0.99 - 0.01 = 0.98 and m 0.01.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lion {
     config: LionConfig,
@@ -55,18 +54,18 @@ impl Lion {
     /// Checks the ranges.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] with the key under `optim.rule`.
+    /// [`crate::Error::OutOfRange`] with the key of the run's file.
     pub fn new(config: LionConfig) -> Result<Self> {
         let LionConfig { beta1, beta2, weight_decay } = config;
         let fraction = 0.0..1.0;
-        require(fraction.contains(&beta1), "rule.beta1", beta1, "0 <= beta1 < 1", 0.95)?;
-        require(fraction.contains(&beta2), "rule.beta2", beta2, "0 <= beta2 < 1", 0.98)?;
+        require(fraction.contains(&beta1), "optim.betas[0]", beta1, "0 <= betas[0] < 1", 0.95)?;
+        require(fraction.contains(&beta2), "optim.betas[1]", beta2, "0 <= betas[1] < 1", 0.98)?;
         require(
             weight_decay >= 0.0 && weight_decay.is_finite(),
-            "rule.weight_decay",
+            "optim.weight_decay",
             weight_decay,
             "0 <= weight_decay < inf",
-            1.0,
+            0.3,
         )?;
         Ok(Self { config })
     }

@@ -7,11 +7,9 @@ use crate::group::Group;
 use crate::lion::{Lion, LionConfig};
 use crate::real::Real;
 use crate::tensor::TensorElements;
-use serde::{Deserialize, Serialize};
 
-/// Which rule, with its hyper-parameters: `[optim.rule]` with `name = "adamw"` or `"lion"`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "name", rename_all = "lowercase")]
+/// Which rule, with its hyper-parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RuleConfig {
     /// See [`AdamW`].
     AdamW(AdamWConfig),

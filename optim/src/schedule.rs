@@ -1,28 +1,24 @@
 //! The learning rate as a pure function of the step.
 
 use crate::error::{Error, Result, require};
-use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// `[optim.schedule]`: the peak, the warm-up, and what comes after.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The peak, the warm-up, and what comes after.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScheduleConfig {
     /// Peak learning rate: the step of an element in units of the parameter, for AdamW and Lion.
     pub lr: f64,
     /// Steps of linear warm-up; 0 starts at the peak.
-    #[serde(default)]
     pub warmup_steps: u64,
     /// What follows the warm-up.
     pub decay: Decay,
 }
 
 /// How the learning rate falls after the warm-up. See [`Schedule::multiplier`] for the formulas.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decay {
-    /// Stays at the peak. (An empty struct, since serde would let a unit variant take any key.)
-    Constant {},
+    /// Stays at the peak.
+    Constant,
     /// Half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, one period).
     Cosine {
         /// Multiplier at the end; 0.1 is traditional, 0.01 often better.
@@ -30,8 +26,7 @@ pub enum Decay {
     },
     /// A straight line (to zero: Bergsma et al. 2025, arXiv:2502.15938).
     Linear {
-        /// Multiplier at the end; default 0.
-        #[serde(default)]
+        /// Multiplier at the end; 0 is usual.
         final_ratio: f64,
     },
     /// Warm-up, stable, decay: at the peak, then a `1 - sqrt` cooldown at the end (Hu et al. 2024,
@@ -39,8 +34,7 @@ pub enum Decay {
     Wsd {
         /// Share of all steps that the cooldown takes; 0.1 to 0.2 is usual.
         cooldown_fraction: f64,
-        /// Multiplier at the end; default 0.
-        #[serde(default)]
+        /// Multiplier at the end; 0 is usual.
         final_ratio: f64,
     },
 }
@@ -49,7 +43,7 @@ impl Decay {
     /// The multiplier that a decay ends at.
     fn final_ratio(&self) -> f64 {
         match *self {
-            Self::Constant {} => 1.0,
+            Self::Constant => 1.0,
             Self::Cosine { final_ratio }
             | Self::Linear { final_ratio }
             | Self::Wsd { final_ratio, .. } => final_ratio,
@@ -69,19 +63,19 @@ impl Schedule {
     /// Resolves a configuration for a run of `steps` steps.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] with the key under `optim.schedule`; [`Error::ScheduleTooLong`]
-    /// unless `warmup_steps + cooldown_steps <= steps`.
+    /// [`Error::OutOfRange`] with the key of the run's file; [`Error::ScheduleTooLong`] unless
+    /// `warmup_steps + cooldown_steps <= steps`.
     pub fn new(config: ScheduleConfig, steps: u64) -> Result<Self> {
         let lr = config.lr;
-        require(lr > 0.0 && lr.is_finite(), "schedule.lr", lr, "0 < lr < inf", 3e-4)?;
+        require(lr > 0.0 && lr.is_finite(), "optim.lr", lr, "0 < lr < inf", 3e-4)?;
         let ratio = config.decay.final_ratio();
         let expected = "0 <= final_ratio <= 1";
-        let key = "schedule.decay.final_ratio";
+        let key = "schedule.final_ratio";
         require((0.0..=1.0).contains(&ratio), key, ratio, expected, 0.1)?;
         let mut cooldown_steps = 0;
         if let Decay::Wsd { cooldown_fraction: fraction, .. } = config.decay {
             let expected = "0 < cooldown_fraction <= 1";
-            let key = "schedule.decay.cooldown_fraction";
+            let key = "schedule.cooldown_fraction";
             require(fraction > 0.0 && fraction <= 1.0, key, fraction, expected, 0.2)?;
             cooldown_steps = ((fraction * steps as f64).round() as u64).max(1);
         }
@@ -125,7 +119,7 @@ impl Schedule {
         }
         let ratio = self.config.decay.final_ratio();
         let remaining = match self.config.decay {
-            Decay::Constant {} => return 1.0,
+            Decay::Constant => return 1.0,
             Decay::Cosine { .. } => 0.5 * (1.0 + (PI * self.progress(step, warmup)).cos()),
             Decay::Linear { .. } => 1.0 - self.progress(step, warmup),
             Decay::Wsd { .. } => 1.0 - self.progress(step, self.steps - self.cooldown_steps).sqrt(),

@@ -112,7 +112,8 @@ fn adamw_is_that_of_torch() {
 
 #[test]
 fn lion_is_that_of_lion_pytorch_and_optax() {
-    let rule = RuleConfig::Lion(LionConfig::default()).build().unwrap();
+    let config = LionConfig { weight_decay: 1.0, ..LionConfig::default() };
+    let rule = RuleConfig::Lion(config).build().unwrap();
     run::<f64>(&rule, 0.003, "f64", F64_TOLERANCE);
     run::<f32>(&rule, 0.003, "f32", F32_TOLERANCE);
 }
@@ -121,7 +122,7 @@ fn lion_is_that_of_lion_pytorch_and_optax() {
 fn schedules_are_those_of_torch_and_transformers() {
     let fixture = Fixture::load();
     let kinds = [
-        ("constant", 5, Decay::Constant {}),
+        ("constant", 5, Decay::Constant),
         ("cosine", 5, Decay::Cosine { final_ratio: 0.1 }),
         ("linear", 5, Decay::Linear { final_ratio: 0.0 }),
         ("wsd", 0, Decay::Wsd { cooldown_fraction: 0.2, final_ratio: 0.1 }),

@@ -59,7 +59,7 @@ fn rule(plan: &Plan) -> RuleConfig {
 
 fn decay(plan: &Plan) -> Decay {
     match plan.schedule {
-        Schedule::Constant { .. } => Decay::Constant {},
+        Schedule::Constant { .. } => Decay::Constant,
         Schedule::Cosine { final_ratio, .. } => Decay::Cosine { final_ratio },
         Schedule::Linear { final_ratio, .. } => Decay::Linear { final_ratio },
         Schedule::Wsd { final_ratio, cooldown_fraction, .. } => {

@@ -1,7 +1,7 @@
 //! Chunked encoding gives the ids of the whole text, and files come out whole.
 
-use std::sync::atomic::AtomicBool;
 use proptest::prelude::*;
+use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::token_file::TokenFile;
@@ -116,7 +116,8 @@ fn bytes_take_any_file_and_others_name_the_bad_byte() {
         8
     );
     std::fs::remove_file(&out_path).unwrap();
-    let message = tokenize_text_file(&text_path, &out_path, &gpt2_style(), &GO_ON).unwrap_err().to_string();
+    let message =
+        tokenize_text_file(&text_path, &out_path, &gpt2_style(), &GO_ON).unwrap_err().to_string();
     assert!(message.contains("a.txt` is not UTF-8 at byte 6"), "{message}");
     // The offset counts from the start of the file, not of the chunk.
     let message = in_chunks(&gpt2_style(), b"ab\ncd\n\xff\n", 3, 1).unwrap_err().to_string();
@@ -128,8 +129,11 @@ fn bytes_take_any_file_and_others_name_the_bad_byte() {
 fn empty_and_missing_texts_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (text_path, out_path) = (folder.path().join("a.txt"), folder.path().join("a.bin"));
-    let refused =
-        || tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes(), &GO_ON).unwrap_err().to_string();
+    let refused = || {
+        tokenize_text_file(&text_path, &out_path, &Tokenizer::bytes(), &GO_ON)
+            .unwrap_err()
+            .to_string()
+    };
     assert!(refused().contains("cannot open the text file"), "{}", refused());
     std::fs::write(&text_path, "").unwrap();
     assert!(refused().contains("would hold 0 tokens"), "{}", refused());

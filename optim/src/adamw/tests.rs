@@ -46,11 +46,12 @@ fn ranges_are_named() {
     let text = |config| AdamW::new(config).unwrap_err().to_string();
     assert_eq!(
         text(AdamWConfig { beta2: 1.0, ..AdamWConfig::default() }),
-        "optim.rule.beta2 = 1 is out of range: expected 0 <= beta2 < 1; a usual value is 0.95"
+        "optim.betas[1] = 1 is out of range: expected 0 <= betas[1] < 1; a usual value is 0.95"
     );
-    assert!(text(AdamWConfig { eps: 0.0, ..AdamWConfig::default() }).contains("optim.rule.eps"));
+    assert!(text(AdamWConfig { eps: 0.0, ..AdamWConfig::default() }).contains("optim.eps = 0"));
     assert!(
-        text(AdamWConfig { beta1: f64::NAN, ..AdamWConfig::default() }).contains("beta1 = NaN")
+        text(AdamWConfig { beta1: f64::NAN, ..AdamWConfig::default() })
+            .contains("optim.betas[0] = NaN")
     );
     let negative = AdamW::new(AdamWConfig { weight_decay: -0.1, ..AdamWConfig::default() });
     assert!(matches!(negative, Err(Error::OutOfRange { .. })));

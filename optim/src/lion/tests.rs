@@ -45,7 +45,7 @@ fn ranges_are_named() {
     let error = Lion::new(LionConfig { beta1: -0.5, ..LionConfig::default() }).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "optim.rule.beta1 = -0.5 is out of range: expected 0 <= beta1 < 1; a usual value is 0.95"
+        "optim.betas[0] = -0.5 is out of range: expected 0 <= betas[0] < 1; a usual value is 0.95"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Names, states and the file form of rules.
+//! Names and states of rules, and the numbers of a step.
 
 use crate::{AdamWConfig, Groups, LionConfig, Role, RuleConfig, StateKind};
 
@@ -11,18 +11,6 @@ fn names_and_states_are_stable() {
     };
     assert_eq!((adamw.name(), names(adamw)), ("adamw", vec!["exp_avg", "exp_avg_sq"]));
     assert_eq!((lion.name(), names(lion)), ("lion", vec!["exp_avg"]));
-}
-
-#[test]
-fn a_file_names_the_rule_and_may_leave_out_the_rest() {
-    let rule: RuleConfig = toml::from_str("name = 'adamw'\nbeta2 = 0.99").unwrap();
-    assert_eq!(rule, RuleConfig::AdamW(AdamWConfig { beta2: 0.99, ..AdamWConfig::default() }));
-    let rule: RuleConfig = toml::from_str("name = 'lion'").unwrap();
-    assert_eq!(rule, RuleConfig::Lion(LionConfig::default()));
-    assert!(toml::from_str::<RuleConfig>("name = 'lion'\neps = 1e-8").is_err());
-    assert!(toml::from_str::<RuleConfig>("name = 'sgd'").is_err());
-    let text = toml::to_string(&rule).unwrap();
-    assert_eq!(toml::from_str::<RuleConfig>(&text).unwrap(), rule);
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub struct Plan {
     pub checkpoint: CheckpointPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
-    /// The text sampled at each evaluation; none if not wanted.
+    /// The text drawn at the end of the run; none if not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<SamplePlan>,
     /// Numbers that follow from the others.
@@ -253,14 +253,14 @@ pub enum Schedule {
     Cosine {
         /// Steps of warm-up.
         warmup_steps: u64,
-        /// The factor at the last step.
+        /// The factor that the decay approaches: it is reached right after the last step.
         final_ratio: f64,
     },
     /// A straight line from 1 to `final_ratio`; Bergsma et al. 2025, arXiv:2502.15938.
     Linear {
         /// Steps of warm-up.
         warmup_steps: u64,
-        /// The factor at the last step.
+        /// The factor that the decay approaches: it is reached right after the last step.
         final_ratio: f64,
     },
     /// 1, then a cooldown to `final_ratio`; Hu et al. 2024, arXiv:2404.06395; Haegele et al. 2024,
@@ -268,7 +268,7 @@ pub enum Schedule {
     Wsd {
         /// Steps of warm-up.
         warmup_steps: u64,
-        /// The factor at the last step.
+        /// The factor that the decay approaches: it is reached right after the last step.
         final_ratio: f64,
         /// The part of all steps that the cooldown takes; [`Derived::cooldown_steps`] of them.
         cooldown_fraction: f64,
@@ -378,6 +378,6 @@ pub struct Derived {
     pub num_parameters: u64,
     /// Model FLOPs of one trained token, forward and backward.
     pub flops_per_token: u64,
-    /// Steps of the cooldown: `cooldown_fraction * steps`, rounded; 0 but for `wsd`.
+    /// Steps of the cooldown: `cooldown_fraction * steps`, rounded, at least 1; 0 but for `wsd`.
     pub cooldown_steps: u64,
 }

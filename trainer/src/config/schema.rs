@@ -151,7 +151,7 @@ pub(super) const KEYS: &[Key] = &[
 
     key("schedule.kind", OneOf(&["constant", "cosine", "linear", "wsd"]), "the shape after the warm-up"),
     key("schedule.warmup_steps", Count, "the steps of linear warm-up"),
-    key("schedule.final_ratio", Number, "the last learning rate over the peak").only(Schedule(&["cosine", "linear", "wsd"])),
+    key("schedule.final_ratio", Number, "the factor that the decay approaches").only(Schedule(&["cosine", "linear", "wsd"])),
     key("schedule.cooldown_fraction", Number, "the part of the run that cools down").only(Schedule(&["wsd"])),
 
     key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),

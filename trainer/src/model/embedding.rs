@@ -52,8 +52,7 @@ pub fn backward(
     let ids = tokens.view(-1);
     let (b, s) = tokens.size2().expect("tokens are [B, S]");
     let mut target = Grads { accumulate: token_grads, ..*grads }.ready_to_add(TOKENS);
-    let mut positions =
-        learned_positions.then(|| grads.ready_to_add(POSITIONS).narrow(0, 0, s));
+    let mut positions = learned_positions.then(|| grads.ready_to_add(POSITIONS).narrow(0, 0, s));
     if compute.has_kernels() {
         return add_rows_kernel(compute, &mut target, positions.as_mut(), (&ids, dx));
     }

@@ -1,16 +1,21 @@
 //! The update rule with its groups, and the schedule.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, Schedule};
 use super::super::run_config::{GroupTables, OptimTable, RuleName, ScheduleName, ScheduleTable};
 use super::{Problems, Shown};
 use crate::model::config::DecoderSpec;
 
+/// The range of `optim.eps` that the optimizer takes.
+const EPS: Range<f64> = 1e-30..1.0;
+
 /// The optimizer of an `[optim]` table, for the groups that the model has.
 ///
-/// Lion's defaults are a third of AdamW's learning rate and five times its decay (Chen et al. 2023,
-/// arXiv:2302.06675, section 5), with the betas of its language models (section 4.4).
+/// Lion's defaults are a third of AdamW's learning rate and three times its decay, so that their
+/// product stays (Chen et al. 2023, arXiv:2302.06675, section 5), with the betas of its language
+/// models (section 4.4).
 pub(super) fn resolve(
     table: &OptimTable,
     spec: &DecoderSpec,
@@ -19,11 +24,17 @@ pub(super) fn resolve(
     let (rule, default_lr, default_decay) = match table.rule.unwrap_or(RuleName::AdamW) {
         RuleName::AdamW => {
             let eps = table.eps.unwrap_or(1e-8);
-            problems.require_positive("optim.eps", eps, "use a small number such as 1e-8");
+            problems.require(
+                EPS.contains(&eps),
+                "optim.eps",
+                Shown(eps),
+                format!("must be at least {:?} and below {:?}", EPS.start, EPS.end),
+                "use a small number such as 1e-8",
+            );
             let betas = table.betas.unwrap_or([0.9, 0.95]);
             (Rule::AdamW { betas, eps }, 3e-4, 0.1)
         }
-        RuleName::Lion => (Rule::Lion { betas: table.betas.unwrap_or([0.95, 0.98]) }, 1e-4, 0.5),
+        RuleName::Lion => (Rule::Lion { betas: table.betas.unwrap_or([0.95, 0.98]) }, 1e-4, 0.3),
     };
     let (Rule::AdamW { betas, .. } | Rule::Lion { betas }) = rule;
     problems.require(
@@ -107,20 +118,20 @@ pub(super) fn schedule(
     let warmup_steps = table.warmup_steps.unwrap_or(0);
     let (schedule, final_ratio, cooldown_fraction) =
         match table.kind.unwrap_or(ScheduleName::Cosine) {
-            ScheduleName::Constant => (Schedule::Constant { warmup_steps }, 0.0, 0.0),
+            ScheduleName::Constant => (Schedule::Constant { warmup_steps }, 0.0, None),
             ScheduleName::Cosine => {
                 let final_ratio = table.final_ratio.unwrap_or(0.1);
-                (Schedule::Cosine { warmup_steps, final_ratio }, final_ratio, 0.0)
+                (Schedule::Cosine { warmup_steps, final_ratio }, final_ratio, None)
             }
             ScheduleName::Linear => {
                 let final_ratio = table.final_ratio.unwrap_or(0.0);
-                (Schedule::Linear { warmup_steps, final_ratio }, final_ratio, 0.0)
+                (Schedule::Linear { warmup_steps, final_ratio }, final_ratio, None)
             }
             ScheduleName::Wsd => {
                 let final_ratio = table.final_ratio.unwrap_or(0.0);
                 let cooldown_fraction = table.cooldown_fraction.unwrap_or(0.2);
                 let wsd = Schedule::Wsd { warmup_steps, final_ratio, cooldown_fraction };
-                (wsd, final_ratio, cooldown_fraction)
+                (wsd, final_ratio, Some(cooldown_fraction))
             }
         };
     problems.require(
@@ -130,14 +141,16 @@ pub(super) fn schedule(
         "must be at least 0 and at most 1",
         "use 0 to end at a learning rate of 0",
     );
-    problems.require(
-        (0.0..=1.0).contains(&cooldown_fraction),
-        "schedule.cooldown_fraction",
-        Shown(cooldown_fraction),
-        "must be at least 0 and at most 1",
-        "use a part such as 0.2",
-    );
-    let cooldown_steps = (cooldown_fraction * steps as f64).round() as u64;
+    let cooldown_steps = cooldown_fraction.map_or(0, |fraction| {
+        problems.require(
+            fraction > 0.0 && fraction <= 1.0,
+            "schedule.cooldown_fraction",
+            Shown(fraction),
+            "must be above 0 and at most 1",
+            "use a part such as 0.2, or schedule.kind = \"constant\" for no cooldown",
+        );
+        ((fraction * steps as f64).round() as u64).max(1)
+    });
     let cooldown = if cooldown_steps > 0 {
         format!(" - {cooldown_steps} steps of cooldown")
     } else {

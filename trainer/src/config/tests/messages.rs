@@ -223,7 +223,13 @@ fn values_state_the_rule_that_fails() {
         ),
         (
             &["optim.eps=-1e-8"],
-            "optim.eps = -1e-8 must be above 0; use a small number such as 1e-8",
+            "optim.eps = -1e-8 must be at least 1e-30 and below 1.0; \
+             use a small number such as 1e-8",
+        ),
+        (
+            &["optim.eps=1"],
+            "optim.eps = 1.0 must be at least 1e-30 and below 1.0; \
+             use a small number such as 1e-8",
         ),
         (
             &["optim.clip_norm=-1"],
@@ -238,6 +244,16 @@ fn values_state_the_rule_that_fails() {
         (
             &["schedule.kind=wsd", "schedule.warmup_steps=81"],
             "schedule.warmup_steps = 81 is above run.steps = 100 - 20 steps of cooldown; \
+             warm up for fewer steps, or train for more",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.cooldown_fraction=0"],
+            "schedule.cooldown_fraction = 0.0 must be above 0 and at most 1; \
+             use a part such as 0.2, or schedule.kind = \"constant\" for no cooldown",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.cooldown_fraction=1e-3", "schedule.warmup_steps=100"],
+            "schedule.warmup_steps = 100 is above run.steps = 100 - 1 steps of cooldown; \
              warm up for fewer steps, or train for more",
         ),
         (

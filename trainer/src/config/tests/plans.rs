@@ -22,6 +22,14 @@ fn derived_numbers_are_the_hand_derived_ones() {
 }
 
 #[test]
+fn a_cooldown_takes_at_least_a_step() {
+    // 0.004 * 100 rounds to 0.
+    let sets = ["schedule.kind=wsd", "schedule.cooldown_fraction=0.004"];
+    assert_eq!(plan(LLAMA, &sets).derived.cooldown_steps, 1);
+    assert_eq!(plan(LLAMA, &["schedule.kind=constant"]).derived.cooldown_steps, 0);
+}
+
+#[test]
 fn logits_rows_are_chosen_within_their_bytes() {
     assert_eq!(plan(LLAMA, &[]).memory.logits_rows, 64);
     let sets = ["model.vocab_size=50257", "batch.micro_batch_size=1024"];
@@ -96,7 +104,7 @@ fn every_configuration_resolves_to_the_size_it_claims() {
         ("llama-34m", 34_087_424),
         ("llama-8b", 8_030_261_248),
         ("reference", 34_087_424),
-        ("shakespeare", 869_504),
+        ("shakespeare", 3_295_488),
     ];
     assert_eq!(names, expected.map(|(name, size)| (name.to_owned(), size)));
 }
@@ -149,7 +157,7 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "optim.eps: 1e-8 -> not set",
             "optim.lr: 0.0003 -> 1.0",
             "optim.rule: \"adamw\" -> \"lion\"",
-            "optim.weight_decay: 0.1 -> 0.5",
+            "optim.weight_decay: 0.1 -> 0.3",
             "run.steps: 100 -> 7",
             "seed: 1 -> 2",
         ]
