@@ -134,19 +134,18 @@ pub fn logits(model: &Decoder, compute: &Compute, units: &[UnitState], inputs: &
     model.head.logits(compute, &head_weights(model, units), &x)
 }
 
-/// The logits of the last position of a single sequence, f32 `[V]`.
+/// The logits of one position of a single sequence, f32 `[V]`.
 ///
 /// # Shapes
-/// - `inputs`: `[1, S]` i64
-pub fn last_logits(
+/// - `inputs`: `[1, S]` i64; `position` is below `S`
+pub fn logits_at(
     model: &Decoder,
     compute: &Compute,
     units: &[UnitState],
-    inputs: &Tensor,
+    (inputs, position): (&Tensor, i64),
 ) -> Tensor {
-    let x = hidden(model, compute, units, inputs);
-    let last = x.narrow(0, x.size()[0] - 1, 1).contiguous();
-    let logits = model.head.logits(compute, &head_weights(model, units), &last);
+    let x = hidden(model, compute, units, inputs).narrow(0, position, 1).contiguous();
+    let logits = model.head.logits(compute, &head_weights(model, units), &x);
     logits.view(-1).to_kind(Kind::Float)
 }
 

@@ -6,9 +6,13 @@ use tch::{Kind, Tensor};
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::model::init::{generator, open_uniform};
-use crate::pass::last_logits;
+use crate::pass::logits_at;
 use crate::signals::StopRequest;
 use crate::state::UnitState;
+
+/// Forwards run at lengths that are multiples of this: libtorch prepares its products for each new
+/// shape and keeps what it has prepared.
+const LENGTH_STEP: usize = 64;
 
 /// How to draw the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,9 +45,12 @@ pub fn continue_tokens(
             break;
         }
         let visible = &tokens[tokens.len().saturating_sub(window)..];
-        let inputs: Vec<i64> = visible.iter().map(|&token| i64::from(token)).collect();
+        let last = visible.len() as i64 - 1;
+        let mut inputs: Vec<i64> = visible.iter().map(|&token| i64::from(token)).collect();
+        // What follows a position does not change it, so the sequence may be filled up.
+        inputs.resize(inputs.len().next_multiple_of(LENGTH_STEP).min(window), 0);
         let inputs = Tensor::from_slice(&inputs).unsqueeze(0).to_device(compute.device);
-        let logits = last_logits(model, compute, units, &inputs);
+        let logits = logits_at(model, compute, units, (&inputs, last));
         tokens.push(draw(&logits, sampling, &mut rng));
     }
     tokens
