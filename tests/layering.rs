@@ -94,6 +94,21 @@ fn the_top_level_is_the_users() {
     }
 }
 
+#[test]
+fn the_readme_names_every_source_file() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("a README");
+    let tree = readme.split_once("## The tree").expect("a tree").1;
+    for folder in ["data", "optim", "parallel", "trainer", "tests"] {
+        for file in rust_files(&root().join(folder)) {
+            let name = file.file_name().expect("a file").to_string_lossy().into_owned();
+            let grouped = file.components().any(|part| part.as_os_str() == "tests")
+                && file.starts_with(root().join("trainer"));
+            let named = tree.lines().any(|line| line.trim_start().starts_with(&name));
+            assert!(named || grouped || name == "tests.rs", "README does not name {name}");
+        }
+    }
+}
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).expect("a folder") {

@@ -101,10 +101,13 @@ impl Launch {
 pub struct Environment {
     /// `OMP_NUM_THREADS`: threads that each rank may compute with, if the user set it.
     pub omp_num_threads: Option<usize>,
+    /// `GROVE_TERMINAL_COLUMNS`: the width of the terminal that standard output ends in. A rank
+    /// under `mpirun` cannot see it: its output is a pseudo-terminal whatever follows.
+    pub terminal_columns: Option<u16>,
 }
 
 impl Environment {
-    /// Reads the variable; empty, it counts as not set.
+    /// Reads the variables; empty, they count as not set. A width that is no number does too.
     ///
     /// # Errors
     /// [`Error::Variable`] if `OMP_NUM_THREADS` is not a number above 0 (or a comma-separated
@@ -127,7 +130,8 @@ impl Environment {
                 })
             })
             .transpose()?;
-        Ok(Self { omp_num_threads })
+        let columns = read("GROVE_TERMINAL_COLUMNS").and_then(|found| found.parse().ok());
+        Ok(Self { omp_num_threads, terminal_columns: columns.filter(|&columns| columns > 0) })
     }
 }
 

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use grove_data::{Prefetcher, Tokenizer, Validation};
-use grove_parallel::Collective;
+use grove_parallel::{Collective, Environment};
 
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
         let mut run = Self {
             batches: data.batches(plan, collective, state.step)?,
             saved_step: state.step,
-            sinks: open_sinks(plan, collective, state.step),
+            sinks: open_sinks(plan, collective, state.step)?,
             fingerprint: data.fingerprint,
             clock: Clock::new(),
             energy: EnergyMeter::start(),
@@ -314,11 +314,12 @@ fn is_due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-fn open_sinks(plan: &Plan, collective: &dyn Collective, step: u64) -> Sinks {
+fn open_sinks(plan: &Plan, collective: &dyn Collective, step: u64) -> Result<Sinks, Error> {
     if collective.rank() != 0 {
-        return Sinks::silent();
+        return Ok(Sinks::silent());
     }
-    let progress = Progress::auto(plan.run.steps, plan.metrics.log_every, step);
+    let terminal = Environment::read()?.terminal_columns;
+    let progress = Progress::auto(plan.run.steps, plan.metrics.log_every, step, terminal);
     let plots = if plan.metrics.tensorboard { Plots::TensorBoard } else { Plots::None };
-    Sinks::open(&plan.run.dir, step, plots, progress)
+    Ok(Sinks::open(&plan.run.dir, step, plots, progress))
 }

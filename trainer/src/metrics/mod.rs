@@ -7,6 +7,7 @@
 mod append_file;
 mod energy;
 mod error;
+mod forwarded;
 mod jsonl;
 mod memory;
 mod mfu;

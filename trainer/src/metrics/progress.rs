@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::forwarded::Forwarded;
 use super::{EvalRecord, StepRecord};
 
 /// How many digits a step takes at least, so that the columns of short runs line up.
@@ -12,8 +13,9 @@ const MIN_STEP_WIDTH: usize = 5;
 
 /// The progress display of one rank.
 ///
-/// At a terminal (both stdout and stderr) a bar is drawn on stderr. Otherwise plain lines go to
-/// stdout, so that `grove train FILE > log` keeps them. Warnings always go to stderr. A display
+/// At a terminal (both stdout and stderr) a bar is drawn on stderr; behind a launcher that passes
+/// output on to a terminal, on stdout. Otherwise plain lines go to stdout, so that
+/// `grove train FILE > log` keeps them. Warnings always go to stderr. A display
 /// that cannot be written to (a closed pipe) is passed over: it must not end a run.
 #[derive(Debug)]
 pub struct Progress {
@@ -35,13 +37,22 @@ enum Screen {
 }
 
 impl Progress {
-    /// A bar if stdout and stderr are terminals, else plain lines on stdout.
+    /// A bar if stdout and stderr are terminals or `forwarded` to one, else plain lines on stdout.
     ///
+    /// `forwarded` is the width of the terminal that a launcher passes stdout on to, if it does.
     /// `resumed_step` is the last step already done (0 for a new run). A plain line is written
     /// for the first step, each multiple of `log_every` (0 for none) and the last step.
     #[must_use]
-    pub fn auto(total_steps: u64, log_every: u64, resumed_step: u64) -> Self {
-        let screen = if io::stdout().is_terminal() && io::stderr().is_terminal() {
+    pub fn auto(
+        total_steps: u64,
+        log_every: u64,
+        resumed_step: u64,
+        forwarded: Option<u16>,
+    ) -> Self {
+        let screen = if let Some(columns) = forwarded {
+            let target = ProgressDrawTarget::term_like(Box::new(Forwarded { columns }));
+            Screen::Bar(bar(total_steps, resumed_step, target))
+        } else if io::stdout().is_terminal() && io::stderr().is_terminal() {
             Screen::Bar(bar(total_steps, resumed_step, ProgressDrawTarget::stderr()))
         } else {
             Screen::Lines { out: Box::new(io::stdout()), warnings: Box::new(io::stderr()) }
@@ -70,7 +81,7 @@ impl Progress {
             Screen::Silent => {}
             Screen::Bar(bar) => {
                 bar.set_position(record.step);
-                bar.set_message(costs(record, left));
+                bar.set_message(short_costs(record, left));
             }
             Screen::Lines { out, .. } => {
                 if due {
@@ -139,7 +150,7 @@ impl std::fmt::Debug for Screen {
 }
 
 fn bar(total_steps: u64, resumed_step: u64, target: ProgressDrawTarget) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:16} {pos}/{len}  {wide_msg}")
+    let style = ProgressStyle::with_template("{bar:12} {pos}/{len}  {wide_msg}")
         .expect("the template is a constant whose keys indicatif knows");
     let bar = ProgressBar::with_draw_target(Some(total_steps), target).with_style(style);
     bar.set_position(resumed_step);
@@ -158,6 +169,18 @@ fn costs(record: &StepRecord, left_seconds: f64) -> String {
         record.loss,
         record.lr,
         record.grad_norm,
+        with_prefix(record.tokens_per_second),
+        record.mfu * 100.0,
+        in_binary_units(record.peak_memory_bytes),
+        in_time_units(left_seconds),
+    )
+}
+
+/// What a bar has room for in 80 columns.
+fn short_costs(record: &StepRecord, left_seconds: f64) -> String {
+    format!(
+        "loss {:.3}  {} tok/s  mfu {:.0} %  {}  left {}",
+        record.loss,
         with_prefix(record.tokens_per_second),
         record.mfu * 100.0,
         in_binary_units(record.peak_memory_bytes),

@@ -80,7 +80,7 @@ impl Write for Captured {
 /// A display of plain lines, its output and its warnings.
 fn captured(total_steps: u64, log_every: u64, resumed_step: u64) -> (Progress, Captured, Captured) {
     let (out, warnings) = (Captured::default(), Captured::default());
-    let progress = Progress::auto(total_steps, log_every, resumed_step)
+    let progress = Progress::auto(total_steps, log_every, resumed_step, None)
         .lines_to(Box::new(out.clone()), Box::new(warnings.clone()));
     (progress, out, warnings)
 }
@@ -256,7 +256,7 @@ fn a_display_that_nobody_reads_is_passed_over() {
             Err(io::ErrorKind::BrokenPipe.into())
         }
     }
-    let mut progress = Progress::auto(10, 1, 0).lines_to(Box::new(Closed), Box::new(Closed));
+    let mut progress = Progress::auto(10, 1, 0, None).lines_to(Box::new(Closed), Box::new(Closed));
     progress.step(&step_record(1));
     progress.warn("unheard");
 }

@@ -96,7 +96,7 @@ impl Block {
     ) -> (Tensor, Saved) {
         let mut inner = self.inner(pass, weights, &x);
         let act = inner.act.as_ref().expect("just computed");
-        let y = self.down.forward_add(weights, act, &inner.x2);
+        let y = self.down.forward_add(pass.compute, weights, act, &inner.x2);
         if recompute == Recompute::Elementwise {
             (inner.h_attention, inner.h_mlp, inner.act) = (None, None, None);
         }
@@ -167,14 +167,14 @@ impl Block {
     fn inner(&self, pass: &Pass<'_>, weights: &Weights<'_>, x: &Tensor) -> Inner {
         let compute = pass.compute;
         let (h_attention, statistics_attention) = self.norm_attention.forward(compute, weights, x);
-        let mut qkv = self.qkv.forward(weights, &h_attention);
+        let mut qkv = self.qkv.forward(compute, weights, &h_attention);
         if let Some(rotary) = pass.rotary {
             rotary.turn(compute, &mut qkv, pass.attention.sequence_length, Turn::Forward);
         }
         let attention = pass.attention.forward(compute, &qkv);
-        let x2 = self.output.forward_add(weights, &attention.out, x);
+        let x2 = self.output.forward_add(compute, weights, &attention.out, x);
         let (h_mlp, statistics_mlp) = self.norm_mlp.forward(compute, weights, &x2);
-        let up = self.up.forward(weights, &h_mlp);
+        let up = self.up.forward(compute, weights, &h_mlp);
         let act = activation::forward(compute, self.mlp, &up);
         Inner {
             h_attention: Some(h_attention),

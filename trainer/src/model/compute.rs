@@ -8,6 +8,16 @@ use tch::{Device, Kind, Tensor};
 use crate::kernel::attention::{Level, Workspace};
 use crate::kernel::pool::Pool;
 
+/// How products of bf16 matrices are formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// By libtorch, in the operands' dtype, with sums in f32.
+    Native,
+    /// Widened to f32: on processors where libtorch has no vector code for bf16 products, and
+    /// would take a hundred times as long.
+    Widened,
+}
+
 /// The device, the compute dtype and the thread pool of one rank.
 pub struct Compute {
     /// Where tensors live.
@@ -16,6 +26,8 @@ pub struct Compute {
     pub kind: Kind,
     /// The threads of the CPU kernels: the same as libtorch's.
     pub(crate) pool: Pool,
+    /// How bf16 matrices are multiplied.
+    pub products: Products,
     /// The attention kernel's scratch memory; borrowed for the duration of a kernel call.
     pub(crate) attention: RefCell<Workspace>,
 }
@@ -25,7 +37,25 @@ impl Compute {
     pub fn new(device: Device, kind: Kind, num_threads: usize) -> Self {
         let pool = Pool::new(num_threads);
         let attention = RefCell::new(Workspace::new(pool, Level::detect()));
-        Self { device, kind, pool, attention }
+        let slow = device == Device::Cpu && kind == Kind::BFloat16 && !multiplies_bf16();
+        let products = if slow { Products::Widened } else { Products::Native };
+        Self { device, kind, pool, products, attention }
+    }
+
+    /// `a b` for `a` `[n, k]` and `b` `[k, m]` in the compute dtype, rounded once.
+    pub fn product(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        match self.products {
+            Products::Native => a.mm(b),
+            Products::Widened => wide(a).mm(&wide(b)).to_kind(self.kind),
+        }
+    }
+
+    /// `base + a b`, rounded once; `base` is `[n, m]` or `[m]`.
+    pub fn product_added(&self, base: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
+        match self.products {
+            Products::Native => base.addmm(a, b),
+            Products::Widened => wide(base).addmm(&wide(a), &wide(b)).to_kind(self.kind),
+        }
     }
 
     /// Threads that the CPU kernels run on.
@@ -55,11 +85,28 @@ impl Compute {
     }
 }
 
+/// In f32.
+pub(crate) fn wide(tensor: &Tensor) -> Tensor {
+    tensor.to_kind(Kind::Float)
+}
+
+/// Whether libtorch's CPU library has vector code for bf16 products here.
+fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    true
+}
+
 impl fmt::Debug for Compute {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, kind, pool, attention: _ } = self;
+        let Self { device, kind, pool, products, attention: _ } = self;
         let threads = pool.num_threads();
-        write!(formatter, "Compute {{ {device:?}, {kind:?}, {threads} threads }}")
+        write!(formatter, "Compute {{ {device:?}, {kind:?}, {products:?}, {threads} threads }}")
     }
 }
 

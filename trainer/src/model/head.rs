@@ -59,7 +59,7 @@ impl Head {
         let (h, _) = self.norm.forward(compute, &weights.norm, x);
         let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
         for (h, targets) in self.chunks(&h).zip(self.chunks(targets)) {
-            let mut logits = self.output.forward(&weights.output, &h);
+            let mut logits = self.output.forward(compute, &weights.output, &h);
             sum += loss_only(compute, &mut logits, &targets);
         }
         sum
@@ -83,7 +83,7 @@ impl Head {
         for ((h, targets), mut dh) in
             self.chunks(&h).zip(self.chunks(targets)).zip(self.chunks(&dh))
         {
-            let mut logits = self.output.forward(&weights.output, &h);
+            let mut logits = self.output.forward(compute, &weights.output, &h);
             sum += loss_and_grad(compute, &mut logits, &targets);
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
             output_grads.accumulate = Accumulate::Add;
@@ -98,7 +98,7 @@ impl Head {
     /// - `x`: `[N, D]`; returns `[N, V]` in the compute dtype
     pub fn logits(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
         let (h, _) = self.norm.forward(compute, &weights.norm, x);
-        self.output.forward(&weights.output, &h)
+        self.output.forward(compute, &weights.output, &h)
     }
 
     /// Views of `rows` rows each, the last one perhaps shorter.

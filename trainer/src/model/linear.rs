@@ -13,11 +13,11 @@ impl Projection {
     ///
     /// # Shapes
     /// - `x`: `[N, in]`; returns `[N, out]`; both in the compute dtype, products accumulate in f32
-    pub fn forward(&self, weights: &Weights<'_>, x: &Tensor) -> Tensor {
+    pub fn forward(&self, compute: &Compute, weights: &Weights<'_>, x: &Tensor) -> Tensor {
         let matrix = self.input_by_output(weights);
         match self.bias {
-            Some(bias) => weights.get(bias).addmm(x, &matrix),
-            None => x.mm(&matrix),
+            Some(bias) => compute.product_added(&weights.get(bias), x, &matrix),
+            None => compute.product(x, &matrix),
         }
     }
 
@@ -25,11 +25,17 @@ impl Projection {
     ///
     /// # Shapes
     /// - `x`: `[N, in]`, `residual`: `[N, out]`; returns `[N, out]`
-    pub fn forward_add(&self, weights: &Weights<'_>, x: &Tensor, residual: &Tensor) -> Tensor {
+    pub fn forward_add(
+        &self,
+        compute: &Compute,
+        weights: &Weights<'_>,
+        x: &Tensor,
+        residual: &Tensor,
+    ) -> Tensor {
         let matrix = self.input_by_output(weights);
         match self.bias {
-            Some(bias) => (residual + weights.get(bias)).addmm(x, &matrix),
-            None => residual.addmm(x, &matrix),
+            Some(bias) => compute.product_added(&(residual + weights.get(bias)), x, &matrix),
+            None => compute.product_added(residual, x, &matrix),
         }
     }
 
@@ -51,7 +57,7 @@ impl Projection {
         if let Some(bias) = self.bias {
             add_column_sums(compute, dy, &mut grads.ready_to_add(bias));
         }
-        dy.mm(&self.input_by_output(weights).tr())
+        compute.product(dy, &self.input_by_output(weights).tr())
     }
 
     /// The stacked weight as `[in, out]`: a view.

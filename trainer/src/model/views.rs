@@ -4,7 +4,7 @@
 use grove_parallel::UnitLayout;
 use tch::{Kind, Tensor};
 
-use super::compute::Compute;
+use super::compute::{Compute, Products, wide};
 use crate::kernel::{accumulate, view};
 
 /// The working copies of one unit's parameters, in the compute dtype.
@@ -69,8 +69,8 @@ impl Grads<'_> {
     /// - `a`: `[N, rows]`, `b`: `[N, columns]`, compute dtype; the stacked accumulators are
     ///   `[rows, columns]`
     ///
-    /// In f32 and f64 the product accumulates in place; in bf16 it is rounded to bf16 once and
-    /// added in f32.
+    /// In f32 and f64, and where bf16 is widened, the product accumulates in place; in bf16 it is
+    /// rounded to bf16 once and added in f32.
     pub fn add_product(
         &self,
         compute: &Compute,
@@ -79,14 +79,18 @@ impl Grads<'_> {
         b: &Tensor,
     ) {
         let joint = stacked_view(self.layout, self.flat, range.clone());
-        if let (Some(target), true) = (&joint, compute.kind == compute.accumulation()) {
+        let (a, b) = match compute.products {
+            Products::Native => (a.shallow_clone(), b.shallow_clone()),
+            Products::Widened => (wide(a), wide(b)),
+        };
+        if let (Some(target), true) = (&joint, a.kind() == compute.accumulation()) {
             match self.accumulate {
-                Accumulate::Overwrite => drop(a.tr().mm_out(target, b)),
-                Accumulate::Add => drop(target.shallow_clone().addmm_(&a.tr(), b)),
+                Accumulate::Overwrite => drop(a.tr().mm_out(target, &b)),
+                Accumulate::Add => drop(target.shallow_clone().addmm_(&a.tr(), &b)),
             }
             return;
         }
-        let product = a.tr().mm(b);
+        let product = a.tr().mm(&b);
         match joint {
             Some(target) => self.add(compute, target, &product),
             None => {
