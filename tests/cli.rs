@@ -72,6 +72,19 @@ fn bad_configs_are_named() {
 }
 
 #[test]
+fn cuda_where_there_is_none_is_named() {
+    if std::path::Path::new("/proc/driver/nvidia/version").exists() {
+        eprintln!("skipped: this host has NVIDIA's driver");
+        return;
+    }
+    refused(
+        &Program::new(),
+        &["device='cuda'"],
+        &["device = \"cuda\"", "libtorch", "scripts/setup"],
+    );
+}
+
+#[test]
 fn a_rank_count_that_cannot_work_is_named_once() {
     let program = Program::new();
     let output = program.mpirun(3, &["train", "config.toml"]).output().expect("mpirun starts");
