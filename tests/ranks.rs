@@ -1,5 +1,8 @@
 //! The same file on several ranks gives the same run.
 
+use grove::step::agree_on;
+use grove_parallel::collective::ThreadGroup;
+
 use crate::program::Program;
 
 /// f32 sums over 1, 2 and 4 ranks differ in order: about 1e-7 a step, growing with the steps.
@@ -38,4 +41,22 @@ fn a_run_goes_on_at_another_rank_count() {
     assert_eq!(found.len(), 20);
     let error = (found[19].1 - expected[19].1).abs() / expected[19].1;
     assert!(error < SAME_LOSS, "after the change: {found:?}, not {expected:?}");
+}
+
+#[test]
+fn ranks_that_start_from_different_things_are_refused_on_every_rank() {
+    let outcomes = |steps: [i64; 3]| -> Vec<Result<(), grove::Error>> {
+        let ranks = ThreadGroup::new(steps.len()).into_iter().zip(steps);
+        let threads: Vec<_> = ranks
+            .map(|(rank, step)| {
+                std::thread::spawn(move || agree_on(&rank, [("the plan", 7), ("the step", step)]))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    };
+    assert!(outcomes([4, 4, 4]).iter().all(Result::is_ok));
+    for outcome in outcomes([4, 4, -3]) {
+        let said = outcome.expect_err("the steps differ").to_string();
+        assert!(said.contains("differ in the step"), "{said}");
+    }
 }

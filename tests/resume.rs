@@ -112,3 +112,36 @@ fn a_damaged_checkpoint_is_named_and_passed_over() {
     assert!(said.contains("step-00000020") && said.contains("passed over"), "{said}");
     assert_eq!(program.losses("run").len(), 20);
 }
+
+#[test]
+fn changed_bytes_are_found_before_a_resume() {
+    let program = Program::new();
+    program.train(1, &["run.steps=20"]);
+    let masters = program.path("run/checkpoints/step-00000020/grove/masters.safetensors");
+    let mut bytes = fs::read(&masters).expect("masters");
+    *bytes.last_mut().expect("a byte") ^= 1;
+    fs::write(&masters, bytes).expect("masters");
+    let said = program.fail(&["train", "config.toml", "--resume"]);
+    assert!(said.contains("masters.safetensors"), "{said}");
+}
+
+#[test]
+fn a_run_whose_checkpoints_are_all_damaged_does_not_start_anew() {
+    let program = Program::new();
+    program.train(1, &["run.steps=10"]);
+    let manifest = program.path("run/checkpoints/step-00000010/manifest.json");
+    fs::remove_file(manifest).expect("a manifest");
+    let said = program.fail(&["train", "config.toml", "--resume"]);
+    assert!(said.contains("no checkpoint that can be used"), "{said}");
+    assert!(said.contains("step-00000010"), "{said}");
+    assert_eq!(program.losses("run").len(), 10, "the records are as they were");
+}
+
+#[test]
+fn a_refused_resume_leaves_the_plan_as_it_was() {
+    let program = Program::new();
+    program.train(1, &["run.steps=3"]);
+    let before = fs::read_to_string(program.path("run/plan.toml")).expect("a plan");
+    program.fail(&["train", "config.toml", "--resume", "--set", "optim.lr=0.5"]);
+    assert_eq!(fs::read_to_string(program.path("run/plan.toml")).expect("a plan"), before);
+}

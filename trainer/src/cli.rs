@@ -170,6 +170,7 @@ impl Sample {
         anyhow::ensure!(!prompt.is_empty(), "--prompt has no tokens; give at least one character");
         let sampling = Sampling {
             num_tokens: self.tokens,
+            vocab_size: tokenizer.vocab_size(),
             temperature: self.temperature,
             top_k: self.top_k,
             seed: self.seed,

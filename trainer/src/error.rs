@@ -105,6 +105,33 @@ pub enum Error {
         /// The file's fingerprint.
         found: String,
     },
+    /// A run to be resumed has checkpoints, and none can be used.
+    #[error(
+        "run.dir {dir} has no checkpoint that can be used:\n{}\nrestore one, or remove them to \
+         start anew",
+        .damaged.iter().map(|d| format!("  {}", d.error)).collect::<Vec<_>>().join("\n")
+    )]
+    AllDamaged {
+        /// The run's folder.
+        dir: PathBuf,
+        /// What is wrong with each.
+        damaged: Vec<crate::checkpoint::Damaged>,
+    },
+    /// Ranks are about to train different things.
+    #[error(
+        "the ranks differ in {what}; start them all with the same config and program, and give \
+         them the same run.dir and data (a folder that every host sees)"
+    )]
+    RanksDiffer {
+        /// What differs.
+        what: &'static str,
+    },
+    /// Rank 0 could not save, as it reports itself.
+    #[error("rank 0 could not save the checkpoint of step {step}")]
+    NotSaved {
+        /// The step.
+        step: u64,
+    },
     /// A file or folder operation failed.
     #[error("cannot {action} {path}: {source}")]
     Io {

@@ -25,7 +25,7 @@ pub enum Evaluation {
 /// The mean loss over the first `num_batches` validation batches (0: all of them), which the
 /// ranks share out.
 ///
-/// The sum runs over batches in their order within each rank and over ranks in theirs, in f64.
+/// The sum runs over ranks within a round of one batch a rank, then over rounds, in f64.
 ///
 /// # Errors
 /// If data cannot be read or a collective fails.

@@ -23,7 +23,8 @@ pub struct Found {
 /// Prepares the run's folder on rank 0 and finds the checkpoint to resume from, if any.
 ///
 /// # Errors
-/// If the folder cannot be made, or holds a run that is not to be resumed.
+/// If the folder cannot be made, holds a run that is not to be resumed, or a checkpoint whose
+/// content is not what its manifest says (which rank 0 checks).
 ///
 /// # Collectives
 /// A barrier.
@@ -41,7 +42,13 @@ pub fn open(plan: &Plan, collective: &dyn Collective) -> Result<Found, Error> {
     let newest = survey.whole.pop();
     let step = newest.as_ref().map_or(0, |whole| whole.step);
     survey.damaged.retain(|damaged| damaged.step > step);
+    if newest.is_none() && !survey.damaged.is_empty() {
+        return Err(Error::AllDamaged { dir: plan.run.dir.clone(), damaged: survey.damaged });
+    }
     let checkpoint = newest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?;
+    if let (Some(checkpoint), 0) = (&checkpoint, collective.rank()) {
+        checkpoint.verify()?;
+    }
     Ok(Found { checkpoint, damaged: survey.damaged })
 }
 
@@ -58,7 +65,16 @@ fn prepare(plan: &Plan) -> Result<(), Error> {
             last_step: last.step,
         });
     }
-    fs::write(dir.join("plan.toml"), plan.to_toml()).map_err(io("write plan.toml in"))
+    Ok(())
+}
+
+/// Writes the plan into the run's folder, once the run is known to go on.
+///
+/// # Errors
+/// If the folder cannot be written to.
+pub fn write_plan(plan: &Plan) -> Result<(), Error> {
+    let path = plan.run.dir.join("plan.toml");
+    fs::write(&path, plan.to_toml()).map_err(|source| Error::Io { action: "write", path, source })
 }
 
 /// Fills the state from a checkpoint, once it is known to belong to this plan and data.

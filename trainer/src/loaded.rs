@@ -1,5 +1,5 @@
 //! A model from a folder, for evaluation and sampling: one of our checkpoints, the newest of a
-//! run, or any Hugging Face folder of a family that we know.
+//! run, or a Hugging Face folder of a family that we know with one `model.safetensors`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

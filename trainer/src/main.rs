@@ -18,7 +18,7 @@ const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
 /// How long ranks other than 0 wait before they leave over an error that every rank finds: the
 /// launcher ends all ranks when the first one leaves, and rank 0 should get to say why.
-const COURTESY: Duration = Duration::from_millis(500);
+const COURTESY: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -89,12 +89,14 @@ fn fail(launch: &Launch, collective: &dyn Collective, reason: &str) -> ExitCode 
     ExitCode::from(FAILED)
 }
 
-/// Ends this rank over an error that every rank finds by itself: rank 0 tells.
+/// Ends this rank over an error that every rank finds by itself, as a rule: rank 0 tells at once,
+/// and a rank that is still there a moment later was alone in finding it.
 fn refuse(rank: usize, reason: &str) -> ExitCode {
     if rank == 0 {
         complain(reason);
     } else {
         std::thread::sleep(COURTESY);
+        complain(&format!("rank {rank}: {reason}"));
     }
     ExitCode::from(REFUSED)
 }

@@ -16,7 +16,7 @@ pub fn measure(compute: &Compute) -> f64 {
     let matrix = Tensor::ones([size, size], (Kind::Float, compute.device)).to_kind(compute.kind);
     let seconds = |_| {
         let start = Instant::now();
-        let product = matrix.mm(&matrix);
+        let product = compute.product(&matrix, &matrix);
         if let Device::Cuda(index) = compute.device {
             Cuda::synchronize(index as i64);
         }

@@ -30,7 +30,7 @@ pub struct Spent {
 }
 
 /// What the steps of this process have cost so far: tokens of all ranks, seconds and joules of
-/// this one.
+/// this one. The FLOPs told with them are the whole run's.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Costs {
     num_tokens: u64,
@@ -56,7 +56,7 @@ impl Costs {
         }
         let tokens_per_second = num_tokens as f64 / seconds;
         let energy = match energy_joules {
-            Some(joules) => format!("{:.4} J a token", joules / num_tokens as f64),
+            Some(joules) => format!("{:.4} J a token on this host", joules / num_tokens as f64),
             None => "not measured".to_owned(),
         };
         Some(format!(

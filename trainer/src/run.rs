@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use grove_data::{Prefetcher, Tokenizer, Validation};
 use grove_parallel::{Collective, Environment};
+use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
@@ -22,7 +23,7 @@ use crate::sample::{Sampling, continue_tokens};
 use crate::saving;
 use crate::signals::StopRequest;
 use crate::state::RunState;
-use crate::step::{Recipe, StepOutcome, agree_to_stop, sum_over_ranks, train_step};
+use crate::step::{Recipe, StepOutcome, agree_on, agree_to_stop, sum_over_ranks, train_step};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +51,15 @@ pub fn train(
     let Some(mut run) = Run::open(plan, compute, collective, stop)? else {
         return Ok(Ending::Interrupted);
     };
-    let ending = run.steps()?;
-    if ending == Ending::Finished {
-        run.sample()?;
+    let ending = run.steps();
+    if let Ok(Ending::Finished) = ending
+        && let Err(error) = run.sample()
+    {
+        run.sinks.progress().warn(&format!("no sample: {error}"));
     }
     run.say_costs();
     run.sinks.finish();
-    Ok(ending)
+    ending
 }
 
 struct Run<'a> {
@@ -98,6 +101,10 @@ impl<'a> Run<'a> {
             Some(checkpoint) => folder::resume(plan, &data, &mut state, checkpoint)?,
             None => state.initialize(compute, plan.seed),
         }
+        agree_on(collective, start_numbers(plan, &data, &state))?;
+        if collective.rank() == 0 {
+            folder::write_plan(plan)?;
+        }
         let validation = match plan.eval {
             Some(_) => Some(data.validation(plan)?),
             None => None,
@@ -133,6 +140,8 @@ impl<'a> Run<'a> {
             return self.interrupt();
         }
         while self.state.step < self.plan.run.steps {
+            // What was used since the last step was not used by this one.
+            let _ = self.energy.joules();
             let started = Instant::now();
             let outcome = train_step(
                 &self.recipe,
@@ -223,7 +232,7 @@ impl<'a> Run<'a> {
         if failures == 0.0 {
             self.saved_step = self.state.step;
         } else if on_failure == OnFailure::End {
-            return saved;
+            return saved.and(Err(Error::NotSaved { step: self.state.step }));
         } else if let Err(error) = saved {
             let kept = self.saved_step;
             let line = format!("{error}; the run goes on, its last checkpoint is step {kept}");
@@ -236,8 +245,10 @@ impl<'a> Run<'a> {
         let folder = saving::save(self.plan, &self.state, &self.fingerprint)?;
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
-        checkpoint::prune(&self.plan.run.dir, keep)?;
         self.sinks.progress().note(&format!("saved {}", folder.display()));
+        if let Err(error) = checkpoint::prune(&self.plan.run.dir, keep) {
+            self.sinks.progress().warn(&format!("{error}; older checkpoints stay"));
+        }
         Ok(())
     }
 
@@ -248,8 +259,13 @@ impl<'a> Run<'a> {
         let wanted = wanted.expect("the plan refuses samples without a tokenizer");
         let tokenizer: Tokenizer = corpus::tokenizer(self.plan, wanted)?;
         let prompt = tokenizer.encode(&sample.prompt)?;
+        if prompt.is_empty() {
+            self.sinks.progress().warn("no sample: sample.prompt has no tokens");
+            return Ok(());
+        }
         let sampling = Sampling {
             num_tokens: sample.tokens,
+            vocab_size: tokenizer.vocab_size(),
             temperature: sample.temperature,
             top_k: sample.top_k.unwrap_or(0),
             seed: self.plan.seed,
@@ -298,6 +314,21 @@ impl<'a> Run<'a> {
             self.sinks.progress().note(&line);
         }
     }
+}
+
+/// What every rank must start from alike, as numbers.
+fn start_numbers(plan: &Plan, data: &Data, state: &RunState) -> [(&'static str, i64); 3] {
+    let number = |text: &str| {
+        let hash = Sha256::digest(text.as_bytes());
+        // Half of an i64's range, so that its negative exists.
+        i64::from_le_bytes(std::array::from_fn(|i| hash[i])) / 2
+    };
+    let program = env!("CARGO_PKG_VERSION");
+    [
+        ("the plan", number(&format!("{program}\n{}", plan.to_toml()))),
+        ("the training data", number(&data.fingerprint)),
+        ("the step they start from", state.step as i64),
+    ]
 }
 
 /// What a failed save does to the run.

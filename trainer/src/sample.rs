@@ -19,6 +19,8 @@ const LENGTH_STEP: usize = 64;
 pub struct Sampling {
     /// Tokens to add to the prompt.
     pub num_tokens: usize,
+    /// Ids below this are drawn: the tokenizer's, which may have fewer than the model.
+    pub vocab_size: u32,
     /// Logits are divided by it; 0 takes the most likely token.
     pub temperature: f64,
     /// Draw among this many most likely tokens; 0 among all.
@@ -58,6 +60,7 @@ pub fn continue_tokens(
 
 /// One token by inverting the cumulative distribution, in f64.
 fn draw(logits: &Tensor, sampling: &Sampling, rng: &mut ChaCha8Rng) -> u32 {
+    let logits = logits.narrow(0, 0, logits.size()[0].min(i64::from(sampling.vocab_size)));
     if sampling.temperature == 0.0 {
         return token(logits.argmax(-1, false).int64_value(&[]));
     }

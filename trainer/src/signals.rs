@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
 
-/// The exit code of a run that was asked to stop and has saved: try again later (`EX_TEMPFAIL`).
+/// The exit code of a run that was asked to stop and has saved what there was to save: try again
+/// later (`EX_TEMPFAIL`).
 pub const INTERRUPTED: i32 = 75;
 
-/// The exit code of a run that a second signal ended before it could save (128 + SIGINT).
+/// The exit code of a run that a second signal, whichever, ended before it could save.
 pub const ENDED_AT_ONCE: i32 = 130;
 
 /// Whether the process was asked to stop. The first SIGINT, SIGTERM or SIGUSR1 asks; a second one

@@ -83,7 +83,7 @@ impl RunState {
     pub fn initialize(&mut self, compute: &Compute, seed: u64) {
         for unit in &mut self.units {
             let values = initial_values(compute, unit, seed);
-            unit.masters.copy_(&Tensor::from_slice(&values).view(-1));
+            unit.masters.copy_(&Tensor::from_slice(&values));
         }
         self.refresh_working();
     }

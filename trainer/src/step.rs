@@ -155,6 +155,30 @@ pub fn agree_to_stop(
     Ok(sum_over_ranks(collective, [flag(stop)])?[0] > 0.0)
 }
 
+/// Refuses to go on unless every rank brings the same numbers.
+///
+/// # Errors
+/// [`Error::RanksDiffer`] with the name of the first number that differs; or a failed collective.
+///
+/// # Collectives
+/// One all-reduce.
+pub fn agree_on<const N: usize>(
+    collective: &dyn Collective,
+    numbers: [(&'static str, i64); N],
+) -> Result<(), Error> {
+    let both = numbers.iter().flat_map(|(_, number)| [*number, -number]).collect::<Vec<_>>();
+    let tensor = Tensor::from_slice(&both);
+    collective.all_reduce(&tensor, Reduction::Max, "what the ranks start from")?.wait()?;
+    for (index, (what, _)) in numbers.into_iter().enumerate() {
+        let index = 2 * index as i64;
+        let (most, least) = (tensor.int64_value(&[index]), -tensor.int64_value(&[index + 1]));
+        if most != least {
+            return Err(Error::RanksDiffer { what });
+        }
+    }
+    Ok(())
+}
+
 fn flag(stop: &StopRequest) -> f64 {
     f64::from(u8::from(stop.is_asked()))
 }

@@ -80,8 +80,8 @@ fn squared_norm_of<T: Real + view::Element>(compute: &Compute, units: &[UnitStat
 /// Updates masters, optimizer state and working copies from the gradients.
 ///
 /// # Errors
-/// If a number of the update would spoil every element (see [`Scalars`]), before anything is
-/// written.
+/// If a number of the update would spoil every element of a group (see [`Scalars`]); other groups
+/// may have been updated by then.
 pub fn apply(
     compute: &Compute,
     units: &mut [UnitState],

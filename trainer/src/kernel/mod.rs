@@ -19,4 +19,4 @@ pub mod pool;
 pub mod rope;
 #[cfg(test)]
 mod testing;
-pub mod view;
+pub(crate) mod view;

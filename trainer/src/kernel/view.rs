@@ -5,14 +5,14 @@ use tch::{Device, Kind, Tensor};
 
 /// A Rust type and the dtype whose elements it is. (tch has such a trait too, but there bf16 says
 /// that it is f16.)
-pub trait Element: sealed::Sealed + Copy {
+pub(crate) trait Element: sealed::Sealed + Copy {
     /// The dtype.
     const KIND: Kind;
 }
 
 mod sealed {
     /// Only this file says which type is which dtype: memory is read on its word.
-    pub trait Sealed {}
+    pub(crate) trait Sealed {}
 }
 
 macro_rules! element {
@@ -32,7 +32,7 @@ element!(i64, Int64);
 ///
 /// # Panics
 /// If the tensor is not contiguous, not on the CPU or of another dtype: a mistake of the caller.
-pub fn slice<T: Element>(tensor: &Tensor) -> &[T] {
+pub(crate) fn slice<T: Element>(tensor: &Tensor) -> &[T] {
     check::<T>(tensor);
     if tensor.numel() == 0 {
         return &[];
@@ -50,7 +50,7 @@ pub fn slice<T: Element>(tensor: &Tensor) -> &[T] {
 ///
 /// # Panics
 /// As [`slice`].
-pub fn slice_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
+pub(crate) fn slice_mut<T: Element>(tensor: &mut Tensor) -> &mut [T] {
     check::<T>(tensor);
     if tensor.numel() == 0 {
         return &mut [];
@@ -69,7 +69,7 @@ fn check<T: Element>(tensor: &Tensor) {
 ///
 /// # Panics
 /// If the tensor is not contiguous or not on the CPU: a mistake of the caller.
-pub fn bytes(tensor: &Tensor) -> &[u8] {
+pub(crate) fn bytes(tensor: &Tensor) -> &[u8] {
     assert_eq!(tensor.device(), Device::Cpu, "bytes are read from CPU tensors");
     assert!(tensor.is_contiguous(), "bytes are read from contiguous tensors");
     let len = tensor.numel() * tensor.kind().elt_size_in_bytes();

@@ -21,7 +21,8 @@ impl Projection {
         }
     }
 
-    /// `residual + x W^T + b`, the sum formed inside the product.
+    /// `residual + x W^T + b`: the product is added to `residual + b`, which is rounded first where
+    /// there is a bias.
     ///
     /// # Shapes
     /// - `x`: `[N, in]`, `residual`: `[N, out]`; returns `[N, out]`
