@@ -64,7 +64,7 @@ fn bad_configs_are_named() {
         ("model.num_attention_heads=5", &["num_attention_heads", "hidden_size = 32"]),
         ("model.num_key_value_heads=3", &["num_key_value_heads", "num_attention_heads = 4"]),
         ("model.head_dim=7", &["head_dim", "even"]),
-        ("parallel.zero=2", &["parallel.zero"]),
+        ("parallel.zero=4", &["parallel.zero", "ZeRO stage"]),
         ("run.steps=0", &["run.steps"]),
     ] {
         refused(&program, &[over], words);
@@ -87,11 +87,12 @@ fn cuda_where_there_is_none_is_named() {
 #[test]
 fn a_rank_count_that_cannot_work_is_named_once() {
     let program = Program::new();
-    let output = program.mpirun(3, &["train", "config.toml"]).output().expect("mpirun starts");
+    let arguments = ["train", "config.toml", "--set", "batch.micro_batches=2"];
+    let output = program.mpirun(3, &arguments).output().expect("mpirun starts");
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(
-        said.matches("batch.micro_batches = 4 does not divide over 3 ranks").count(),
+        said.matches("batch.micro_batches = 2 is fewer than the 3 ranks").count(),
         1,
         "{said}"
     );

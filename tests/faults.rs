@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use grove::beacon::LastSeen;
 
 use crate::program::{Program, wait_for, wait_within};
 
@@ -42,17 +44,58 @@ fn a_second_signal_exits_at_once() {
 }
 
 #[test]
-fn a_rank_that_dies_ends_the_job_and_is_named() {
+fn a_rank_killed_in_any_phase_ends_the_job_and_has_left_word() {
     let program = Program::new();
-    let arguments = ["train", "config.toml", "--set", "run.steps=1000000"];
-    let child = program.mpirun(2, &arguments).spawn().expect("mpirun starts");
-    wait_for(&program.path("run/checkpoints/step-00000010"));
-    let victim = rank_pid(child.id(), 1);
-    send("KILL", victim);
-    let output = wait_within(child, Duration::from_secs(10));
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("rank 1"), "nobody names rank 1:\n{said}");
+    let overrides = [
+        "run.steps=1000000",
+        "checkpoint.every=3",
+        "parallel.zero=3",
+        "parallel.keep_gathered_numel=0",
+    ];
+    let sets: Vec<&str> = overrides.iter().flat_map(|over| ["--set", over]).collect();
+    for phase in ["forward", "backward", "reduce", "gather", "save"] {
+        let _ = std::fs::remove_dir_all(program.path("run"));
+        let train = [&["train", "config.toml"][..], &sets].concat();
+        let job = program.mpirun(2, &train).spawn().expect("mpirun starts");
+        wait_for(&program.path("run/checkpoints/step-00000003"));
+        let victim = rank_pid(job.id(), 1);
+        // Stopped first, so that what it shows is what it dies in.
+        stop_in(&program, phase, victim);
+        send("KILL", victim);
+        let output = wait_within(job, Duration::from_secs(10));
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("rank 1"), "the launcher does not name rank 1:\n{said}");
+        let lost = ["lost", "config.toml", "--rank", "1", "--signal", "9 (Killed)"];
+        let told = program.succeed(&[&lost[..], &sets].concat());
+        assert!(told.contains("rank 1 on ") && told.contains("signal 9 (Killed)"), "{told}");
+        assert!(told.contains(&format!("phase {phase}")), "{told}");
+        if ["forward", "backward", "gather"].contains(&phase) {
+            assert!(
+                ["embedding", "block", "head"].iter().any(|unit| told.contains(unit)),
+                "{told}"
+            );
+        }
+    }
+}
+
+/// Stops a process while its rank, number 1, shows `phase`.
+fn stop_in(program: &Program, phase: &str, process: u32) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let shows =
+            || LastSeen::read(&program.path("run"), 1).is_ok_and(|seen| seen.phase == phase);
+        while !shows() {
+            assert!(Instant::now() < deadline, "rank 1 is never in {phase}");
+        }
+        send("STOP", process);
+        // The signal arrives a little later than the look.
+        std::thread::sleep(Duration::from_millis(20));
+        if shows() {
+            return;
+        }
+        send("CONT", process);
+    }
 }
 
 #[test]

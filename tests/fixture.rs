@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use grove::Clock;
+use grove::gradients::Round;
 use grove::model::block::Recompute;
 use grove::model::compute::Compute;
 use grove::model::config::ModelConfig;
 use grove::model::decoder::{Decoder, RunOptions};
-use grove::model::views::Accumulate;
-use grove::pass::{Reduce, Tokens, micro_step};
+use grove::pass::{Layers, Tokens, Traffic, micro_step};
+use grove::sharding::{Placement, Sharding};
 use grove::state::{RunState, UnitState};
 use grove_optim::{AdamWConfig, Rule, RuleConfig};
+use grove_parallel::LocalCollective;
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
 
@@ -84,28 +86,43 @@ impl Subject {
             logits_rows: 10,
         };
         let model = Decoder::new(&compute, &fixture.config, options);
-        let mut state = RunState::allocate(&compute, model.units(), &adamw()).expect("a layout");
+        let home = (&Placement::alone(), Device::Cpu);
+        let state = RunState::allocate(&compute, model.units(), &adamw(), home);
+        let mut state = state.expect("a layout");
         for unit in &state.units {
             for place in unit.layout.params() {
                 let values = fixture.get(&format!("param.{}", place.name)).view(-1);
                 part(&unit.masters, place).copy_(&values);
             }
         }
-        state.refresh_working();
+        state.round_masters();
         Self { compute, model, state }
     }
 
+    /// The layers with their parameters.
+    pub(crate) fn layers(&self) -> Layers<'_> {
+        Layers { model: &self.model, compute: &self.compute, units: &self.state.units }
+    }
+
     /// Gradients of the summed loss of `[B, S + 1]` tokens; returns the summed loss.
-    pub(crate) fn forward_backward(&self, tokens: &Tensor, accumulate: Accumulate) -> f64 {
+    pub(crate) fn forward_backward(&self, tokens: &Tensor, round: Round) -> f64 {
         let (batch, _) = tokens.size2().expect("tokens are [B, S + 1]");
         let rows: Vec<i64> = Vec::try_from(tokens.reshape([-1])).expect("ids");
         let rows: Vec<u32> = rows.into_iter().map(|id| id as u32).collect();
         let tokens = Tokens::new(&self.compute, &rows, batch as usize);
-        let (model, units) = (&self.model, &self.state.units);
-        let order = (accumulate, Reduce::Later);
-        let result = micro_step(model, &self.compute, units, &tokens, order, &mut Clock::new());
-        result.expect("no collective, no error").loss_sum.double_value(&[])
+        alone(&self.state.units, |traffic| {
+            let loss = micro_step(self.layers(), &tokens, round, traffic, &mut Clock::new());
+            traffic.sums.finish().expect("no collective, no error");
+            loss.expect("no collective, no error").double_value(&[])
+        })
     }
+}
+
+/// Runs `work` with the traffic of one rank.
+pub(crate) fn alone<T>(units: &[UnitState], work: impl FnOnce(&mut Traffic<'_>) -> T) -> T {
+    let local = LocalCollective::new();
+    let sharding = Sharding::new(Placement::alone(), &local).expect("one rank");
+    work(&mut Traffic::new(sharding, units, 0))
 }
 
 /// The part of a flat buffer that holds a parameter.

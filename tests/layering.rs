@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 13] = [
+const ORDER: [&[&str]; 15] = [
     &["kernel"],
     &["model"],
     &["metrics"],
-    &["checkpoint", "config", "signals", "clock", "peak", "device", "error"],
+    &["checkpoint", "config", "signals", "beacon", "clock", "peak", "device", "error"],
+    &["sharding"],
     &["state"],
+    &["residents", "gradients", "step_numbers"],
     &["update", "pass"],
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report"],

@@ -1,6 +1,7 @@
 //! The integration tests of all rooms together, as one binary.
 //!
-//! `parity` compares with Hugging Face, `recompute` and `ranks` compare ways of computing the same,
+//! `parity` compares with Hugging Face, `recompute`, `ranks` and `zero` compare ways of computing the
+//! same,
 //! `families`, `resume` and `faults` run the program, `cli` checks what it says, `layering` what may name what.
 
 mod cli;
@@ -13,3 +14,4 @@ mod program;
 mod ranks;
 mod recompute;
 mod resume;
+mod zero;

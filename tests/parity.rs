@@ -1,16 +1,18 @@
 //! Our models against Hugging Face's: logits, loss, every gradient, and ten steps of AdamW.
 
+use grove::gradients::Round;
 use grove::model::block::Recompute;
 use grove::model::compute::Products;
 use grove::model::plain::PlainModel;
-use grove::model::views::Accumulate;
-use grove::pass::logits;
+use grove::pass::{Traffic, logits};
+use grove::sharding::{Placement, Sharding};
 use grove::update::{Update, apply, squared_grad_norm};
 use grove_optim::{Groups, clip_scale};
+use grove_parallel::LocalCollective;
 use tch::{Kind, Tensor};
 
 use crate::fixture::{
-    Fixture, NAMES, Subject, adamw, by_name, relative_error, relative_norm_error,
+    Fixture, NAMES, Subject, adamw, alone, by_name, relative_error, relative_norm_error,
 };
 
 /// f64 rounds at 1e-16 and a tiny model adds up some thousand terms; the rest is room.
@@ -37,7 +39,9 @@ fn logits_equal_hugging_face() {
         let subject = Subject::new(fixture, kind, Recompute::None);
         let tokens = fixture.get("tokens");
         let inputs = tokens.narrow(1, 0, tokens.size()[1] - 1).contiguous();
-        let found = logits(&subject.model, &subject.compute, &subject.state.units, &inputs);
+        let found = alone(&subject.state.units, |traffic| {
+            logits(subject.layers(), &inputs, traffic).expect("no collective, no error")
+        });
         let error = relative_error(&found, fixture.get("logits"));
         eprintln!("{label}: logits are off by {error:.1e}");
         assert!(error < tolerance(kind), "{label}: logits are off by {error:e}");
@@ -50,7 +54,7 @@ fn loss_and_gradients_equal_hugging_face() {
         let subject = Subject::new(fixture, kind, Recompute::None);
         let tokens = fixture.get("tokens");
         let num_targets = (tokens.size()[0] * (tokens.size()[1] - 1)) as f64;
-        let loss = subject.forward_backward(tokens, Accumulate::Overwrite) / num_targets;
+        let loss = subject.forward_backward(tokens, Round::only()) / num_targets;
         let expected = fixture.get("loss").double_value(&[]);
         let error = (loss - expected).abs() / expected;
         assert!(error < tolerance(kind), "{label}: loss {loss}, expected {expected}");
@@ -76,16 +80,22 @@ fn ten_steps_of_adamw_equal_hugging_face() {
         for step in 0..steps.size()[0] {
             let tokens = steps.get(step);
             let num_targets = (tokens.size()[0] * (tokens.size()[1] - 1)) as f64;
-            let loss = subject.forward_backward(&tokens, Accumulate::Overwrite) / num_targets;
+            let loss = subject.forward_backward(&tokens, Round::only()) / num_targets;
             let expected = fixture.get("step_losses").double_value(&[step]);
             let error = (loss - expected).abs() / expected;
             assert!(error < tolerance(kind), "{label} step {step}: loss {loss}, not {expected}");
-            let squared = squared_grad_norm(&subject.compute, &subject.state.units);
+            let squared = alone(&subject.state.units, |traffic| {
+                squared_grad_norm(&subject.compute, &subject.state.units, &traffic.sharding)
+            });
             let norm = squared.expect("a norm").sqrt() / num_targets;
             let grad_scale = clip_scale(norm, 1.0) / num_targets;
             let step = step as u64 + 1;
             let update = Update { rule: &rule, groups: &groups, lr: 1e-3, grad_scale, step };
-            apply(&subject.compute, &mut subject.state.units, &update).expect("an update");
+            let local = LocalCollective::new();
+            let sharding = Sharding::new(Placement::alone(), &local).expect("one rank");
+            let mut traffic = Traffic::new(sharding, &subject.state.units, 0);
+            let (compute, units) = (&subject.compute, &mut subject.state.units);
+            apply(compute, units, &update, &mut traffic).expect("an update");
         }
         let mut worst = 0.0f64;
         for (name, master) in by_name(&subject.state.units, |unit| &unit.masters) {
@@ -129,7 +139,7 @@ fn bf16_is_near(products: Products) {
         subject.compute.products = products;
         let tokens = fixture.get("tokens");
         let num_targets = (tokens.size()[0] * (tokens.size()[1] - 1)) as f64;
-        let loss = subject.forward_backward(tokens, Accumulate::Overwrite) / num_targets;
+        let loss = subject.forward_backward(tokens, Round::only()) / num_targets;
         let expected = fixture.get("loss").double_value(&[]);
         assert!((loss - expected).abs() / expected < BF16, "{name}: {loss}, not {expected}");
         for (param, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
@@ -147,7 +157,7 @@ fn the_plain_model_is_the_same_function() {
     for name in NAMES {
         let fixture = Fixture::load(name);
         let subject = Subject::new(&fixture, Kind::Double, Recompute::None);
-        let loss = subject.forward_backward(fixture.get("tokens"), Accumulate::Overwrite);
+        let loss = subject.forward_backward(fixture.get("tokens"), Round::only());
         let weights = fixture.params().into_iter();
         let weights =
             weights.map(|(name, weight)| (name, weight.set_requires_grad(true))).collect();
@@ -167,12 +177,12 @@ fn gradients_of_micro_batches_add_up() {
         let fixture = Fixture::load(name);
         let tokens = fixture.get("tokens");
         let whole = Subject::new(&fixture, Kind::Double, Recompute::None);
-        whole.forward_backward(tokens, Accumulate::Overwrite);
+        whole.forward_backward(tokens, Round::only());
         let halves = Subject::new(&fixture, Kind::Double, Recompute::None);
         // Whatever is left in the accumulators must not be read by the first micro-batch.
         halves.state.units.iter().for_each(|unit| drop(unit.grads.shallow_clone().fill_(7.0)));
-        halves.forward_backward(&tokens.narrow(0, 0, 1), Accumulate::Overwrite);
-        halves.forward_backward(&tokens.narrow(0, 1, 1), Accumulate::Add);
+        halves.forward_backward(&tokens.narrow(0, 0, 1), Round::only());
+        halves.forward_backward(&tokens.narrow(0, 1, 1), Round { first: false, ..Round::only() });
         let expected = by_name(&whole.state.units, |unit| &unit.grads);
         for (param, grad) in by_name(&halves.state.units, |unit| &unit.grads) {
             let error = relative_error(&grad, &expected[&param]);

@@ -4,6 +4,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use grove::config;
+use grove::model::compute::Compute;
+use grove::model::config::Precision;
+use grove::run::{self, Ending};
+use grove::signals::StopRequest;
+use grove_parallel::collective::{ThreadCollective, ThreadGroup};
+use tch::{Device, Kind};
 use tempfile::TempDir;
 
 /// What the smallest run needs, besides `[run]`: a Llama over bytes of a text that is made here.
@@ -140,6 +147,33 @@ impl Program {
         expect_success(&output.expect("the program starts"))
     }
 
+    /// Trains with these overrides on `ranks` threads of this process, each one rank.
+    pub(crate) fn train_in_threads(&self, ranks: usize, overrides: &[&str]) {
+        let (folder, config) = (self.folder.path(), self.path("config.toml"));
+        let mut overrides: Vec<String> = overrides.iter().map(|&over| over.to_owned()).collect();
+        overrides.push(format!("data.text={:?}", folder.join("text.txt")));
+        overrides.push("metrics.tensorboard=false".to_owned());
+        let mut plan = config::load(&config, &overrides).expect("a plan");
+        plan.run.dir = folder.join(&plan.run.dir);
+        let rank = |collective: ThreadCollective| {
+            let _no_graph = tch::no_grad_guard();
+            let kind = match plan.precision {
+                Precision::Bf16 => Kind::BFloat16,
+                Precision::Fp32 => Kind::Float,
+                Precision::Fp64 => Kind::Double,
+            };
+            let compute = Compute::new(Device::Cpu, kind, 1);
+            let ended = run::train(&plan, compute, &collective, &StopRequest::never(), "here");
+            assert_eq!(ended.expect("a run"), Ending::Finished);
+        };
+        tch::set_num_threads(1);
+        std::thread::scope(|scope| {
+            for collective in ThreadGroup::new(ranks) {
+                scope.spawn(move || rank(collective));
+            }
+        });
+    }
+
     /// `ckpt hash` of a run's checkpoint.
     pub(crate) fn hash(&self, run: &str, step: u64) -> String {
         let folder = format!("{run}/checkpoints/step-{step:08}");
@@ -148,16 +182,19 @@ impl Program {
 
     /// `(step, loss)` of every step record of a run, with the loss as it was written.
     pub(crate) fn losses(&self, run: &str) -> Vec<(u64, f64)> {
+        let number = |record: &serde_json::Value| {
+            (record["step"].as_u64().expect("a step"), record["loss"].as_f64().expect("a loss"))
+        };
+        self.step_records(run).iter().map(number).collect()
+    }
+
+    /// Every step record of a run.
+    pub(crate) fn step_records(&self, run: &str) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(self.path(run).join("metrics.jsonl")).expect("metrics");
         let records = text
             .lines()
             .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("a JSON record"));
-        records
-            .filter(|record| record["kind"] == "step")
-            .map(|record| {
-                (record["step"].as_u64().expect("a step"), record["loss"].as_f64().expect("a loss"))
-            })
-            .collect()
+        records.filter(|record| record["kind"] == "step").collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The same file on several ranks gives the same run.
 
-use grove::step::agree_on;
+use grove::step_numbers::agree_on;
 use grove_parallel::collective::ThreadGroup;
 
 use crate::program::Program;
@@ -57,6 +57,6 @@ fn ranks_that_start_from_different_things_are_refused_on_every_rank() {
     assert!(outcomes([4, 4, 4]).iter().all(Result::is_ok));
     for outcome in outcomes([4, 4, -3]) {
         let said = outcome.expect_err("the steps differ").to_string();
-        assert!(said.contains("differ in the step"), "{said}");
+        assert!(said.contains("rank 2 differs from rank 0 in the step"), "{said}");
     }
 }

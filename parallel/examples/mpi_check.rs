@@ -1,13 +1,14 @@
 //! Checks the MPI collective on the ranks of a run, and measures it.
 //!
 //! `mpirun -n 3 mpi_check operations` exits with a failure unless every operation gives on every
-//! rank what a computation by hand gives, bit for bit. `mismatch`, `abort` and `panic` fail on
-//! purpose, each in its way. `bench` and `bench-checked` print the time of large and small calls.
+//! rank what a computation by hand gives, bit for bit, among all ranks and in groups of them.
+//! `mismatch`, `group-mismatch`, `abort` and `panic` fail on purpose, each in its way. `bench` and `bench-checked` print the time of large and small calls.
 
 use std::{error::Error, process::ExitCode, time::Instant};
 
 use grove_parallel::{
-    Collective, Handle, Launch, Reduction, collective::MpiCollective, connect, launch::Launcher,
+    Collective, Handle, Launch, Onto, Reduction, collective::MpiCollective, connect,
+    launch::Launcher,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -15,11 +16,15 @@ type Outcome = Result<(), Box<dyn Error>>;
 
 /// Elements on both sides of the small path, of one piece, and of several pieces a rank.
 const COUNTS: [usize; 5] = [1, 1000, 5003, 200_001, 1_500_007];
-/// The counts that dtypes other than f32 are tried with: the small path and the long one.
+/// The counts that groups, and dtypes other than f32, are tried with: the small path and the long
+/// one.
 const FEW_COUNTS: [usize; 2] = [1000, 200_001];
 const REDUCED: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Int, Kind::Int64];
 const MOVED: [Kind; 6] =
     [Kind::Float, Kind::Double, Kind::Int, Kind::Int64, Kind::BFloat16, Kind::Uint8];
+/// Inputs and outputs of ordered reduce-scatters.
+const ORDERED: [(Kind, Kind); 3] =
+    [(Kind::BFloat16, Kind::Float), (Kind::Float, Kind::Float), (Kind::Double, Kind::Double)];
 const REDUCTIONS: [Reduction; 4] =
     [Reduction::Sum, Reduction::TreeSum, Reduction::Max, Reduction::Min];
 
@@ -28,7 +33,9 @@ fn main() -> ExitCode {
     match run(&mode) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mpi_check {mode}: {error}");
+            // In one write, as all ranks print at once.
+            let line = format!("mpi_check {mode}: {error}\n");
+            eprint!("{line}");
             ExitCode::FAILURE
         }
     }
@@ -50,6 +57,12 @@ fn run(mode: &str) -> Outcome {
             let value = Tensor::zeros([count], (Kind::Float, Device::Cpu));
             Ok(ranks.all_reduce(&value, Reduction::Sum, "loss")?.wait()?)
         }
+        "group-mismatch" => {
+            let first = ranks.rank() / 2 * 2;
+            let pair = ranks.group(&[first, first + 1], "pairs")?;
+            let name = if ranks.rank() == 3 { "odd" } else { "pair" };
+            Ok(pair.barrier(name)?.wait()?)
+        }
         "abort" | "panic" => {
             if ranks.rank() == 1 {
                 assert!(mode == "abort", "rank 1 panics");
@@ -58,7 +71,9 @@ fn run(mode: &str) -> Outcome {
             }
             Ok(ranks.barrier("never")?.wait()?)
         }
-        _ => Err("expected operations, mismatch, abort, panic, bench or bench-checked".into()),
+        _ => Err("expected operations, mismatch, group-mismatch, abort, panic, bench or \
+                  bench-checked"
+            .into()),
     }
 }
 
@@ -102,17 +117,51 @@ fn same(found: &Tensor, expected: &Tensor, what: &str) -> Outcome {
     if found.equal(expected) { Ok(()) } else { Err(format!("{what}: wrong result").into()) }
 }
 
+/// Some ranks, and the first of the numbers by which they bring data of their own.
+struct Members<'a> {
+    ranks: &'a dyn Collective,
+    first: usize,
+}
+
+impl Members<'_> {
+    /// What each of them brings.
+    fn bring(&self, count: usize, kind: Kind) -> Vec<Tensor> {
+        (0..self.ranks.degree()).map(|rank| brought(self.first + rank, count, kind)).collect()
+    }
+}
+
 fn operations(ranks: &dyn Collective) -> Outcome {
-    for count in COUNTS {
+    let (rank, degree) = (ranks.rank(), ranks.degree());
+    // For 4 ranks a grid: rows of neighbors, and columns.
+    let half = degree.div_ceil(2);
+    let row: Vec<usize> = (0..degree).filter(|other| other / half == rank / half).collect();
+    let column: Vec<usize> = (0..degree).filter(|other| other % half == rank % half).collect();
+    let (rows, columns) = (ranks.group(&row, "rows")?, ranks.group(&column, "columns")?);
+    let members = [
+        Members { ranks, first: 0 },
+        Members { ranks: &*rows, first: 10 + rank / half },
+        Members { ranks: &*columns, first: 20 + rank % half },
+    ];
+    for (count, members) in COUNTS.iter().flat_map(|count| members.iter().map(move |m| (*count, m)))
+    {
+        if members.first > 0 && !FEW_COUNTS.contains(&count) {
+            continue;
+        }
         let tried = |kind: &Kind| *kind == Kind::Float || FEW_COUNTS.contains(&count);
         for kind in REDUCED.into_iter().filter(tried) {
-            reductions(ranks, count, kind)?;
+            reductions(members, count, kind)?;
         }
         for kind in MOVED.into_iter().filter(tried) {
-            movements(ranks, count, kind)?;
+            movements(members, count, kind)?;
+        }
+        for kinds in ORDERED {
+            ordered(members, count, kinds)?;
         }
     }
+    queued_together(ranks, &*rows)?;
     ranks.barrier("end")?.wait()?;
+    // Groups may go before the whole or after it.
+    drop(columns);
     let totals = ranks.ledger().take_step();
     if !ranks.ledger().in_flight().is_empty() || totals.exposed_seconds <= 0.0 {
         return Err("the ledger does not add up".into());
@@ -123,9 +172,46 @@ fn operations(ranks: &dyn Collective) -> Outcome {
     Ok(())
 }
 
-fn reductions(ranks: &dyn Collective, count: usize, kind: Kind) -> Outcome {
+/// Calls of a group take what those of the whole bring, before anyone has waited.
+fn queued_together(ranks: &dyn Collective, group: &dyn Collective) -> Outcome {
+    let value = Tensor::from_slice(&[1i64]);
+    let calls = [ranks, group, ranks].map(|by| by.all_reduce(&value, Reduction::Sum, "next"));
+    for call in calls {
+        call?.wait()?;
+    }
+    // The whole sums the degrees of all members' groups.
+    let degrees = Tensor::from_slice(&[group.degree() as i64]);
+    ranks.all_reduce(&degrees, Reduction::Sum, "degrees")?.wait()?;
+    same(&value, &(degrees * ranks.degree() as i64), "calls queued together")
+}
+
+/// The sums of the whole and of each rank, bit for bit, twice: onto nothing, then onto that.
+fn ordered(members: &Members<'_>, count: usize, (from, to): (Kind, Kind)) -> Outcome {
+    let (rank, degree) = (members.ranks.rank(), members.ranks.degree());
+    let all = members.bring(count * degree, from);
+    let input = all[rank].copy();
+    let output = Tensor::full([count as i64], f64::NAN, (to, Device::Cpu));
+    let add = |onto| members.ranks.ordered_reduce_scatter(&input, &output, onto, "terms");
+    let (first, second) = (add(Onto::Nothing)?, add(Onto::Output)?);
+    first.wait()?;
+    second.wait()?;
+    let terms = all.iter().map(|t| t.narrow(0, (rank * count) as i64, count as i64).to_kind(to));
+    let terms: Vec<Tensor> = terms.collect();
+    let mut expected = terms[0].copy();
+    for term in terms[1..].iter().chain(&terms) {
+        expected += term;
+    }
+    let bits = if to == Kind::Double { Kind::Int64 } else { Kind::Int };
+    let what = format!("{count} {from:?} onto {to:?} on rank {rank} of {degree}");
+    let (found, expected) = (output.view_dtype(bits), expected.view_dtype(bits));
+    same(&found, &expected, &format!("ordered_reduce_scatter {what}"))?;
+    same(&input, &all[rank], &format!("ordered_reduce_scatter's input {what}"))
+}
+
+fn reductions(members: &Members<'_>, count: usize, kind: Kind) -> Outcome {
+    let ranks = members.ranks;
     let (rank, degree) = (ranks.rank(), ranks.degree());
-    let all: Vec<Tensor> = (0..degree).map(|r| brought(r, count * degree, kind)).collect();
+    let all = members.bring(count * degree, kind);
     let part = |whole: &Tensor| whole.narrow(0, (rank * count) as i64, count as i64);
     for reduction in REDUCTIONS {
         let what = format!("{reduction:?} of {count} {kind:?} on rank {rank} of {degree}");
@@ -150,12 +236,13 @@ fn reductions(ranks: &dyn Collective, count: usize, kind: Kind) -> Outcome {
     Ok(())
 }
 
-fn movements(ranks: &dyn Collective, count: usize, kind: Kind) -> Outcome {
+fn movements(members: &Members<'_>, count: usize, kind: Kind) -> Outcome {
+    let ranks = members.ranks;
     let (rank, degree) = (ranks.rank(), ranks.degree());
     let what = format!("{count} {kind:?} on rank {rank} of {degree}");
     let part = |whole: &Tensor, index: usize| whole.narrow(0, (index * count) as i64, count as i64);
     let zeros = || Tensor::zeros([(count * degree) as i64], (kind, Device::Cpu));
-    let shards: Vec<Tensor> = (0..degree).map(|r| brought(r, count, kind)).collect();
+    let shards = members.bring(count, kind);
 
     let (apart, inside) = (zeros(), zeros());
     part(&inside, rank).copy_(&shards[rank]);
@@ -172,7 +259,7 @@ fn movements(ranks: &dyn Collective, count: usize, kind: Kind) -> Outcome {
         same(&given, &shards[root], &format!("broadcast from {root} {what}"))?;
     }
 
-    let sent: Vec<Tensor> = (0..degree).map(|r| brought(r, count * degree, kind)).collect();
+    let sent = members.bring(count * degree, kind);
     let received = zeros();
     ranks.all_to_all(&sent[rank], &received, "swap")?.wait()?;
     let expected: Vec<Tensor> = sent.iter().map(|whole| part(whole, rank)).collect();
@@ -209,6 +296,16 @@ fn bench(check: bool) -> Outcome {
     let sum = Reduction::Sum;
     fastest(&ranks, "all_reduce 64 MiB", 20, || ranks.all_reduce(&whole, sum, "b"))?;
     fastest(&ranks, "reduce_scatter 64 MiB", 20, || ranks.reduce_scatter(&whole, &part, sum, "b"))?;
+    let (wide, wide_part) = (whole.to_kind(Kind::Int64), part.to_kind(Kind::Int64));
+    fastest(&ranks, "reduce_scatter 16 Mi Int64", 20, || {
+        ranks.reduce_scatter(&wide, &wide_part, sum, "b")
+    })?;
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let input = whole.to_kind(kind);
+        let what = format!("ordered_reduce_scatter 16 Mi {kind:?}");
+        let onto = Onto::Output;
+        fastest(&ranks, &what, 20, || ranks.ordered_reduce_scatter(&input, &part, onto, "b"))?;
+    }
     fastest(&ranks, "all_gather 64 MiB", 20, || ranks.all_gather(&part, &whole, "b"))?;
     fastest(&ranks, "all_to_all 64 MiB", 20, || ranks.all_to_all(&whole, &other, "b"))?;
     fastest(&ranks, "broadcast 64 MiB", 20, || ranks.broadcast(&whole, 0, "b"))?;

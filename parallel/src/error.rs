@@ -65,6 +65,19 @@ pub enum Error {
         /// Dtype of the output.
         output: Dtype,
     },
+    /// Dtypes between which an ordered reduce-scatter would lose bits, or is not made for.
+    #[error(
+        "ordered_reduce_scatter `{name}`: input is {input} and output is {output}; \
+         give bf16 or f32 input with f32 output, or f64 input with f64 output"
+    )]
+    OrderedDtypes {
+        /// The caller's name for the call.
+        name: String,
+        /// Dtype of the input.
+        input: Dtype,
+        /// Dtype of the output.
+        output: Dtype,
+    },
     /// Input and output lie on different devices.
     #[error("{operation} `{name}`: input is on {input} and output on {output}; move one of them")]
     DevicesDiffer {
@@ -117,13 +130,45 @@ pub enum Error {
         /// Ranks of the collective.
         degree: usize,
     },
-    /// Two ranks are not in the same call.
+    /// A list of ranks that cannot be a group of this rank.
+    #[error(
+        "group `{name}`: {ranks:?} is not a group of rank {rank} of {degree}; \
+         give ascending ranks below {degree} with {rank} among them"
+    )]
+    Group {
+        /// The caller's name for the group.
+        name: String,
+        /// The ranks that were given.
+        ranks: Vec<usize>,
+        /// This rank in the parent.
+        rank: usize,
+        /// Ranks of the parent.
+        degree: usize,
+    },
+    /// The groups of all ranks are not a partition of the parent's ranks.
+    #[error(
+        "group `{name}`: rank {first_rank} gives {first:?} but rank {second_rank} gives \
+         {second:?}; all ranks of a group must give the same ranks"
+    )]
+    GroupsDiffer {
+        /// The caller's name for the group.
+        name: String,
+        /// The lowest rank (in the parent) with a member that gives other ranks.
+        first_rank: usize,
+        /// What it gives.
+        first: Vec<usize>,
+        /// The first of those members.
+        second_rank: usize,
+        /// What that one gives.
+        second: Vec<usize>,
+    },
+    /// Two ranks are not in the same call. Ranks are those of the whole run.
     #[error(
         "ranks disagree: rank {first_rank} is in {first} but rank {second_rank} is in {second}; \
          every rank must make the same calls in the same order"
     )]
     CallsDiffer {
-        /// The lowest rank, to which the others are compared.
+        /// The first rank, to which the others are compared.
         first_rank: usize,
         /// What that rank called.
         first: Box<Call>,
@@ -132,7 +177,7 @@ pub enum Error {
         /// What that one called.
         second: Box<Call>,
     },
-    /// A peer ended before it made a call that this rank waits in.
+    /// A peer, by its rank in the whole run, ended before it made a call that this rank waits in.
     #[error("rank {rank} left before it joined {call}; look for its own error")]
     PeerLeft {
         /// The rank that is gone.
@@ -232,23 +277,18 @@ pub enum Error {
         /// Tasks in the step.
         tasks: usize,
     },
-    /// Micro-batches do not divide over ranks.
+    /// More ranks than micro-batches.
     #[error(
-        "{num_micro_batches} micro-batches do not divide over {degree} ranks: \
-         micro_batches % ranks = {remainder}; use {micro_batches_remedy} micro-batches, \
-         or {ranks_remedy} ranks"
+        "{degree} ranks share {num_micro_batches} micro-batches, so that {idle} of them would \
+         never have work; use at least {degree} micro-batches, or at most {num_micro_batches} ranks"
     )]
     MicroBatches {
         /// Micro-batches in a step, all ranks together.
         num_micro_batches: usize,
         /// Ranks that share them.
         degree: usize,
-        /// What is left over.
-        remainder: usize,
-        /// Counts of micro-batches that would divide, as words.
-        micro_batches_remedy: String,
-        /// Counts of ranks that would divide, as words.
-        ranks_remedy: String,
+        /// Ranks without work.
+        idle: usize,
     },
     /// A step without micro-batches, or a group without ranks.
     #[error("{what} is 0; it must be at least 1")]

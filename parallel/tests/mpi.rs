@@ -46,6 +46,14 @@ fn processes_in_different_calls_are_told_of_each_other() {
 }
 
 #[test]
+fn errors_of_a_group_name_ranks_of_the_run() {
+    let output = mpi_check(4, "group-mismatch");
+    assert!(!output.status.success());
+    let message = "rank 2 is in call 1, barrier `pair` but rank 3 is in call 1, barrier `odd`";
+    assert!(stderr(&output).contains(message), "{}", stderr(&output));
+}
+
+#[test]
 fn a_process_that_aborts_or_panics_ends_its_peers() {
     for (mode, says) in [("abort", "rank 1 gives up"), ("panic", "rank 1 panics")] {
         let start = Instant::now();

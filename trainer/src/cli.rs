@@ -9,6 +9,7 @@ use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
 
+use crate::beacon::LastSeen;
 use crate::checkpoint::hash_masters;
 use crate::config::{self, Plan};
 use crate::eval::{Evaluation, evaluate};
@@ -39,6 +40,8 @@ pub enum Command {
     Sample(Sample),
     /// Mean loss of a trained model on a token file.
     Eval(Eval),
+    /// Say what a rank was doing when it was killed.
+    Lost(Lost),
     /// Look at checkpoints.
     #[command(subcommand)]
     Ckpt(Ckpt),
@@ -73,6 +76,20 @@ pub struct Train {
     /// Continue from the run's newest checkpoint, if it has one.
     #[arg(long)]
     pub resume: bool,
+}
+
+/// `grove lost`.
+#[derive(Debug, Args)]
+pub struct Lost {
+    /// What was trained.
+    #[command(flatten)]
+    configured: Configured,
+    /// The rank.
+    #[arg(long)]
+    rank: usize,
+    /// The signal that ended it, as the launcher named it, such as `9 (Killed)`.
+    #[arg(long)]
+    signal: Option<String>,
 }
 
 /// `grove tokenize`.
@@ -176,10 +193,29 @@ impl Sample {
             seed: self.seed,
         };
         let window = model.decoder.spec.max_positions;
-        let layers = (&model.decoder, &compute);
-        let how = (&sampling, &StopRequest::install()?);
-        let tokens = continue_tokens(layers, &model.state.units, &prompt, window, how);
+        let (alone, stop) = (LocalCollective::new(), StopRequest::install()?);
+        let (layers, mut traffic) = (model.layers(&compute), model.traffic(&alone)?);
+        let how = (&sampling, &stop);
+        let tokens = continue_tokens(layers, &prompt, window, how, &mut traffic)?;
         writeln!(out, "{}", tokenizer.decode(&tokens)?)?;
+        Ok(())
+    }
+}
+
+impl Lost {
+    /// Prints one line: rank, host, signal, step, phase and unit.
+    ///
+    /// # Errors
+    /// If the plan cannot be read or the rank has left no word.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let (dir, rank) = (self.configured.plan()?.run.dir, self.rank);
+        let seen = LastSeen::read(&dir, rank)
+            .with_context(|| format!("rank {rank} has left no word in {}", dir.display()))?;
+        let how = match &self.signal {
+            Some(signal) => format!("was killed by signal {signal}"),
+            None => "was last seen".to_owned(),
+        };
+        writeln!(out, "rank {rank} on {} {how} {}", seen.host, seen.describe())?;
         Ok(())
     }
 }
@@ -206,13 +242,9 @@ impl Eval {
         );
         let range = 0..file.num_tokens();
         let windows = Validation::new(file.into(), range, length, self.batch_size)?;
-        let evaluation = evaluate(
-            (&model.decoder, &compute),
-            &model.state.units,
-            (&windows, 0),
-            &LocalCollective::new(),
-            &StopRequest::never(),
-        )?;
+        let alone = LocalCollective::new();
+        let (layers, mut traffic) = (model.layers(&compute), model.traffic(&alone)?);
+        let evaluation = evaluate(layers, (&windows, 0), &mut traffic, &StopRequest::never())?;
         let Evaluation::Loss(loss) = evaluation else {
             unreachable!("nobody asks this evaluation to stop")
         };

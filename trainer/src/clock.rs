@@ -1,28 +1,73 @@
-//! Where a step's time goes: one phase is running at any moment.
+//! Where a step's time goes: one phase is running at any moment, and a beacon shows which.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use crate::beacon::Beacon;
 use crate::metrics::Phase;
 
 /// Adds up wall seconds by phase. Times are the host's: work queued on a GPU is counted where the
 /// host waits for it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Clock {
     seconds: BTreeMap<Phase, f64>,
     running: Option<(Phase, Instant)>,
+    beacon: Option<Beacon>,
+    activation_bytes: u64,
 }
 
 impl Clock {
-    /// A stopped clock.
+    /// A stopped clock without a beacon.
     pub fn new() -> Self {
-        Self { seconds: BTreeMap::new(), running: None }
+        Self::default()
+    }
+
+    /// A stopped clock that shows each phase on `beacon`, if there is one.
+    pub fn with_beacon(beacon: Option<Beacon>) -> Self {
+        Self { beacon, ..Self::default() }
     }
 
     /// Ends the running phase and begins `phase`.
     pub fn enter(&mut self, phase: Phase) {
+        self.enter_unit(phase, "");
+    }
+
+    /// Ends the running phase and begins `phase` in a unit; the next call in the same phase only
+    /// names the next unit.
+    pub fn enter_unit(&mut self, phase: Phase, unit: &str) {
+        if let Some(beacon) = &mut self.beacon {
+            beacon.show(phase.name(), unit);
+        }
+        if self.running.is_some_and(|(running, _)| running == phase) {
+            return;
+        }
         self.stop();
         self.running = Some((phase, Instant::now()));
+    }
+
+    /// Shows what is done between steps, which no phase counts.
+    pub fn show(&mut self, what: &str) {
+        self.stop();
+        if let Some(beacon) = &mut self.beacon {
+            beacon.show(what, "");
+        }
+    }
+
+    /// Says on the beacon which step follows.
+    pub fn begin_step(&mut self, step: u64) {
+        if let Some(beacon) = &mut self.beacon {
+            beacon.begin_step(step);
+        }
+    }
+
+    /// Notes how many bytes of activations wait for their backward.
+    pub fn note_activations(&mut self, bytes: impl FnOnce() -> u64) {
+        self.activation_bytes = self.activation_bytes.max(bytes());
+    }
+
+    /// The most bytes of activations that waited for their backward since the clock was made.
+    pub fn activation_bytes(&self) -> u64 {
+        self.activation_bytes
     }
 
     /// Ends the running phase, if any.
@@ -36,11 +81,5 @@ impl Clock {
     pub fn take(&mut self) -> BTreeMap<Phase, f64> {
         self.stop();
         std::mem::take(&mut self.seconds)
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new()
     }
 }

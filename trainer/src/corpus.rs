@@ -10,7 +10,7 @@ use grove_parallel::{Assignment, Collective};
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
 use crate::signals::StopRequest;
-use crate::step::agree_to_stop;
+use crate::step_numbers::agree_to_stop;
 
 /// The token file that text is turned into, in the run's folder.
 const TOKENS_OF_TEXT: &str = "data.tokens";

@@ -119,12 +119,14 @@ pub enum Error {
     },
     /// Ranks are about to train different things.
     #[error(
-        "the ranks differ in {what}; start them all with the same config and program, and give \
-         them the same run.dir and data (a folder that every host sees)"
+        "rank {rank} differs from rank 0 in {what}; start all ranks with the same config and \
+         program, and give them the same run.dir and data (a folder that every host sees)"
     )]
     RanksDiffer {
         /// What differs.
         what: &'static str,
+        /// The first rank that does.
+        rank: usize,
     },
     /// Rank 0 could not save, as it reports itself.
     #[error("rank 0 could not save the checkpoint of step {step}")]

@@ -3,15 +3,11 @@
 use std::ops::Range;
 
 use grove_data::Validation;
-use grove_parallel::Collective;
 
 use crate::error::Error;
-use crate::model::compute::Compute;
-use crate::model::decoder::Decoder;
-use crate::pass::{Tokens, loss_sum};
+use crate::pass::{Layers, Tokens, Traffic, loss_sum};
 use crate::signals::StopRequest;
-use crate::state::UnitState;
-use crate::step::sum_over_ranks;
+use crate::step_numbers::{StepNumbers, agree_to_stop};
 
 /// What an evaluation found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,42 +19,40 @@ pub enum Evaluation {
 }
 
 /// The mean loss over the first `num_batches` validation batches (0: all of them), which the
-/// ranks share out.
-///
-/// The sum runs over ranks within a round of one batch a rank, then over rounds, in f64.
+/// ranks share out. The sum does not depend on who computed what.
 ///
 /// # Errors
 /// If data cannot be read or a collective fails.
 ///
 /// # Collectives
-/// One all-reduce for each round of one batch a rank.
+/// One all-reduce for each round of one batch a rank, one at the end, and those of a forward.
 pub fn evaluate(
-    (model, compute): (&Decoder, &Compute),
-    units: &[UnitState],
+    layers: Layers<'_>,
     (validation, num_batches): (&Validation, u64),
-    collective: &dyn Collective,
+    traffic: &mut Traffic<'_>,
     stop: &StopRequest,
 ) -> Result<Evaluation, Error> {
+    let world = traffic.sharding.world();
     let available = validation.num_batches();
     let count = if num_batches == 0 { available } else { num_batches.min(available) };
-    let (mut loss, mut num_tokens) = (0.0, 0.0);
-    for round in rounds(count, collective.degree() as u64) {
-        let index = round.start + collective.rank() as u64;
-        let mut sums = [0.0, 0.0, f64::from(u8::from(stop.is_asked()))];
-        if index < round.end {
-            let batch = validation.batch(index)?;
-            let tokens = Tokens::new(compute, &batch.tokens, batch.batch_size);
-            sums[0] = loss_sum(model, compute, units, &tokens).double_value(&[]);
-            sums[1] = tokens.targets.numel() as f64;
-        }
-        let [round_loss, round_tokens, stops] = sum_over_ranks(collective, sums)?;
-        if stops > 0.0 {
+    let mut mine = StepNumbers::zero();
+    for round in rounds(count, world.degree() as u64) {
+        if agree_to_stop(world, stop)? {
             return Ok(Evaluation::Stopped);
         }
-        loss += round_loss;
-        num_tokens += round_tokens;
+        // A rank without a batch in the last round repeats another's, as working copies may have
+        // to be gathered by all ranks together.
+        let index = round.start + world.rank() as u64;
+        let batch = validation.batch(index.min(round.end - 1))?;
+        let tokens = Tokens::new(layers.compute, &batch.tokens, batch.batch_size);
+        let loss = loss_sum(layers, &tokens, traffic)?.double_value(&[]);
+        if index < round.end {
+            mine.loss.add(loss);
+            mine.num_tokens += tokens.targets.numel() as u64;
+        }
     }
-    Ok(Evaluation::Loss(loss / num_tokens))
+    let all = mine.over_ranks(world)?;
+    Ok(Evaluation::Loss(all.loss.value() / all.num_tokens as f64))
 }
 
 /// Batches `0..count` in rounds of at most one a rank.

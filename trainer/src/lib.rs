@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod beacon;
 pub mod checkpoint;
 pub mod cli;
 pub mod clock;
@@ -9,6 +10,7 @@ pub mod device;
 pub mod error;
 pub mod eval;
 pub mod folder;
+pub mod gradients;
 pub mod kernel;
 pub mod loaded;
 pub mod metrics;
@@ -17,12 +19,15 @@ pub mod pass;
 pub mod peak;
 pub mod recipe;
 pub mod report;
+pub mod residents;
 pub mod run;
 pub mod sample;
 pub mod saving;
+pub mod sharding;
 pub mod signals;
 pub mod state;
 pub mod step;
+pub mod step_numbers;
 pub mod update;
 
 pub use clock::Clock;

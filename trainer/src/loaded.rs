@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use grove_data::Tokenizer;
+use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, TensorFile};
 use crate::config::{Plan, Tokenizer as Wanted};
@@ -13,7 +14,9 @@ use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, RunOptions};
+use crate::pass::{Layers, Traffic};
 use crate::saving;
+use crate::sharding::{Placement, Sharding};
 use crate::state::RunState;
 
 /// Rows of logits held at once.
@@ -59,6 +62,23 @@ impl LoadedModel {
         saving::load_working(&state.units, &TensorFile::open(&folder.join("model.safetensors"))?)?;
         let tokenizer = find_tokenizer(&folder)?;
         Ok(Self { decoder, state, folder, tokenizer })
+    }
+
+    /// The layers with their parameters.
+    pub fn layers<'a>(&'a self, compute: &'a Compute) -> Layers<'a> {
+        Layers { model: &self.decoder, compute, units: &self.state.units }
+    }
+
+    /// What a forward needs beside the layers, on one rank.
+    ///
+    /// # Errors
+    /// Never on one rank.
+    pub fn traffic<'a>(
+        &self,
+        alone: &'a dyn Collective,
+    ) -> Result<Traffic<'a>, grove_parallel::Error> {
+        let sharding = Sharding::new(Placement::alone(), alone)?;
+        Ok(Traffic::new(sharding, &self.state.units, 0))
     }
 
     /// The model's tokenizer: `wanted` if given, else what the folder tells, else bytes.

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Tokenize(command) => command.run(out),
         Command::Sample(command) => command.run(out),
         Command::Eval(command) => command.run(out),
+        Command::Lost(command) => command.run(out),
         Command::Ckpt(command) => command.run(out),
     };
     match done {
@@ -67,7 +68,7 @@ fn train(command: &Train) -> ExitCode {
     };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let compute = compute_for(&plan, &launch)?;
-        run::train(&plan, compute, &*collective, &stop)
+        run::train(&plan, compute, &*collective, &stop, &launch.hostname)
     }));
     match outcome {
         Ok(Ok(Ending::Finished)) => ExitCode::SUCCESS,

@@ -1,34 +1,57 @@
 //! One micro-batch through the model and back: the list of layer calls that training is.
 
-use grove_parallel::{Collective, Handle, Reduction};
 use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
+use crate::gradients::{GradientSums, Round};
 use crate::metrics::Phase;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::model::embedding;
 use crate::model::head::{HeadGrads, HeadWeights};
-use crate::model::views::Accumulate;
+use crate::model::views::{Accumulate, Grads, Weights};
+use crate::residents::Residents;
+use crate::sharding::Sharding;
 use crate::state::UnitState;
 
-/// When the gradients of a unit are summed over ranks.
-#[derive(Clone, Copy)]
-pub enum Reduce<'a> {
-    /// Not yet: more micro-batches will be added first.
-    Later,
-    /// As soon as the unit's backward has ended, behind the backward of the units before it.
-    Now(&'a dyn Collective),
+/// A model, and what it runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Layers<'a> {
+    /// The layers.
+    pub model: &'a Decoder,
+    /// Device, dtypes and threads.
+    pub compute: &'a Compute,
+    /// Where the parameters are.
+    pub units: &'a [UnitState],
 }
 
-/// What a micro-batch leaves besides gradients.
-#[derive(Debug)]
-pub struct MicroStep {
-    /// The summed loss over the micro-batch's tokens: a scalar f64 on the device.
-    pub loss_sum: Tensor,
-    /// The reductions that were started.
-    pub reductions: Vec<Handle>,
+/// What moves between ranks while layers compute.
+pub struct Traffic<'a> {
+    /// Who holds what.
+    pub sharding: Sharding<'a>,
+    /// Working copies on their way.
+    pub residents: Residents,
+    /// Gradients on their way.
+    pub sums: GradientSums,
+}
+
+impl<'a> Traffic<'a> {
+    /// Nothing on its way yet; gathers will start `ahead` visits before their use.
+    pub fn new(sharding: Sharding<'a>, units: &[UnitState], ahead: usize) -> Self {
+        Self { sharding, residents: Residents::new(units, ahead), sums: GradientSums::new() }
+    }
+
+    /// Starts to bring the other ranks' parts of all whole working copies, as after an update.
+    ///
+    /// # Errors
+    /// If a gather cannot be started.
+    ///
+    /// # Collectives
+    /// That of [`Residents::refresh`] for each unit.
+    pub fn refresh_all(&mut self, units: &[UnitState]) -> Result<(), grove_parallel::Error> {
+        (0..units.len()).try_for_each(|index| self.residents.refresh(units, &self.sharding, index))
+    }
 }
 
 /// Inputs `[B, S]` and targets `[B * S]` of a micro-batch, on the device.
@@ -59,127 +82,284 @@ impl Tokens {
     }
 }
 
-/// Forward and backward of one micro-batch: adds its gradients to the units' accumulators.
+/// A walk over the units in the order in which layers need them, gathering ahead.
+struct Walk<'w, 'a> {
+    layers: Layers<'w>,
+    traffic: &'w mut Traffic<'a>,
+    clock: &'w mut Clock,
+    /// Unit indices, one for each use.
+    visits: Vec<usize>,
+    position: usize,
+}
+
+impl<'w, 'a> Walk<'w, 'a> {
+    fn new(
+        layers: Layers<'w>,
+        traffic: &'w mut Traffic<'a>,
+        clock: &'w mut Clock,
+        visits: Vec<usize>,
+    ) -> Self {
+        Self { layers, traffic, clock, visits, position: 0 }
+    }
+
+    /// The whole working copies of the next unit, for use in `phase`.
+    fn next(&mut self, phase: Phase) -> Result<Tensor, grove_parallel::Error> {
+        let index = self.visits[self.position];
+        let Traffic { residents, sharding, .. } = &mut *self.traffic;
+        let last = (self.position + residents.ahead()).min(self.visits.len() - 1);
+        for &index in &self.visits[self.position..=last] {
+            residents.prefetch(self.layers.units, sharding, index)?;
+        }
+        self.position += 1;
+        let name = &self.layers.units[index].spec.name;
+        if residents.is_awaited(index) {
+            self.clock.enter_unit(Phase::Gather, name);
+        }
+        let whole = residents.whole(self.layers.units, index)?;
+        self.clock.enter_unit(phase, name);
+        Ok(whole)
+    }
+
+    /// Ends the use of a unit: its memory may serve another.
+    fn release(&mut self, index: usize) {
+        self.traffic.residents.release(index);
+    }
+
+    fn buffer(&mut self, unit: &UnitState) -> Result<Tensor, grove_parallel::Error> {
+        self.traffic.sums.buffer(self.layers.compute, unit)
+    }
+
+    fn reduce(
+        &mut self,
+        unit: &UnitState,
+        gradient: Tensor,
+        round: Round,
+    ) -> Result<(), grove_parallel::Error> {
+        let Traffic { sharding, sums, .. } = &mut *self.traffic;
+        sums.add(self.layers.compute, sharding, unit, gradient, round)
+    }
+}
+
+/// The uses of units up to and with the head: embedding, blocks, head and, tied, embedding again.
+fn forward_visits(model: &Decoder) -> Vec<usize> {
+    let num_units = model.units().len();
+    let mut visits: Vec<usize> = (0..num_units).collect();
+    if model.output_unit() != num_units - 1 {
+        visits.push(model.output_unit());
+    }
+    visits
+}
+
+/// Forward and backward of one micro-batch: its gradients join the units' accumulators once
+/// `traffic.sums` is finished. Returns the summed loss over its tokens, a scalar f64 on the device.
 ///
 /// # Errors
-/// If a reduction cannot be started.
+/// If a gather or reduction fails.
 ///
 /// # Collectives
-/// With [`Reduce::Now`]: one all-reduce for each unit, in backward order.
+/// Where working copies are sharded: a gather for each use of a unit. For each unit what
+/// [`GradientSums::add`] does, in backward order.
 pub fn micro_step(
-    model: &Decoder,
-    compute: &Compute,
-    units: &[UnitState],
+    layers: Layers<'_>,
     tokens: &Tokens,
-    (accumulate, reduce): (Accumulate, Reduce<'_>),
+    round: Round,
+    traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<MicroStep, grove_parallel::Error> {
+) -> Result<Tensor, grove_parallel::Error> {
+    let Layers { model, compute, units } = layers;
     let pass = model.pass(compute, tokens.shape());
-    let (embedding_unit, blocks, head_unit) = split(units);
-    let mut reductions = Vec::new();
+    let num_blocks = units.len() - 2;
+    let mut visits = forward_visits(model);
+    visits.extend((1..=num_blocks).rev());
+    let mut walk = Walk::new(layers, traffic, clock, visits);
 
-    clock.enter(Phase::Forward);
-    let (weights, positions) = (embedding_unit.weights(), model.learns_positions());
-    let mut x = embedding::forward(compute, &weights, &tokens.inputs, positions);
-    let mut saved = Vec::with_capacity(blocks.len());
-    for unit in blocks {
-        let (y, kept) = model.block.forward(&pass, &unit.weights(), x, model.recompute);
+    let flat = walk.next(Phase::Forward)?;
+    let (first, positions) = (weights(&units[0], &flat), model.learns_positions());
+    let mut x = embedding::forward(compute, &first, &tokens.inputs, positions);
+    walk.release(0);
+    let mut saved = Vec::with_capacity(num_blocks);
+    for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks) {
+        let flat = walk.next(Phase::Forward)?;
+        let (y, kept) = model.block.forward(&pass, &weights(unit, &flat), x, model.recompute);
         saved.push(kept);
         x = y;
+        walk.release(index);
     }
+    walk.clock.note_activations(|| saved.iter().map(|kept| kept.bytes()).sum());
 
-    clock.enter(Phase::Head);
-    let weights = head_weights(model, units);
-    let grads = HeadGrads {
-        norm: head_unit.grads(accumulate),
-        output: units[model.output_unit()].grads(accumulate),
-    };
-    let params = (&weights, &grads);
-    let (loss_sum, mut dx) = model.head.loss_and_backward(compute, params, &x, &tokens.targets);
+    let (loss_sum, mut dx, output) = head(&mut walk, &x, &tokens.targets, round)?;
     drop(x);
 
-    clock.enter(Phase::Backward);
-    start(reduce, head_unit, &mut reductions)?;
-    for unit in blocks.iter().rev() {
+    for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks).rev() {
+        let flat = walk.next(Phase::Backward)?;
+        let gradient = walk.buffer(unit)?;
+        let grads =
+            Grads { layout: &unit.layout, flat: &gradient, accumulate: Accumulate::Overwrite };
         let kept = saved.pop().expect("one for each block");
-        let params = (&unit.weights(), &unit.grads(accumulate));
-        dx = model.block.backward(&pass, params, kept, dx);
-        start(reduce, unit, &mut reductions)?;
+        dx = model.block.backward(&pass, (&weights(unit, &flat), &grads), kept, dx);
+        walk.release(index);
+        walk.reduce(unit, gradient, round)?;
     }
-    // Tied, the head has already put its share of the embedding's gradient there.
-    let token_grads = if model.spec.tied { Accumulate::Add } else { accumulate };
-    let (grads, rows) = (embedding_unit.grads(accumulate), (&tokens.inputs, &dx));
+    backward_embedding(&mut walk, (&tokens.inputs, &dx), output, round)?;
+    Ok(loss_sum)
+}
+
+/// The head forward and backward. Returns loss, the gradient of `x` and, where the output matrix is
+/// the token embedding, the gradient of the embedding so far.
+fn head(
+    walk: &mut Walk<'_, '_>,
+    x: &Tensor,
+    targets: &Tensor,
+    round: Round,
+) -> Result<(Tensor, Tensor, Option<Tensor>), grove_parallel::Error> {
+    let Layers { model, compute, units } = walk.layers;
+    let (last, output) = (units.len() - 1, model.output_unit());
+    let norm_flat = walk.next(Phase::Head)?;
+    let output_flat = match output == last {
+        true => norm_flat.shallow_clone(),
+        false => walk.next(Phase::Head)?,
+    };
+    let head = HeadWeights {
+        norm: weights(&units[last], &norm_flat),
+        output: weights(&units[output], &output_flat),
+    };
+    let norm_gradient = walk.buffer(&units[last])?;
+    let output_gradient = match output == last {
+        true => norm_gradient.shallow_clone(),
+        false => walk.buffer(&units[output])?,
+    };
+    let grads_of = |unit: usize, flat| Grads {
+        layout: &units[unit].layout,
+        flat,
+        accumulate: Accumulate::Overwrite,
+    };
+    let grads = HeadGrads {
+        norm: grads_of(last, &norm_gradient),
+        output: grads_of(output, &output_gradient),
+    };
+    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, targets);
+    walk.release(last);
+    walk.release(output);
+    walk.reduce(&units[last], norm_gradient, round)?;
+    Ok((loss_sum, dx, (output != last).then_some(output_gradient)))
+}
+
+/// The embedding's gradient: of the tokens that were looked up and, where the head has put its
+/// share into `gradient` already, of both.
+fn backward_embedding(
+    walk: &mut Walk<'_, '_>,
+    rows: (&Tensor, &Tensor),
+    gradient: Option<Tensor>,
+    round: Round,
+) -> Result<(), grove_parallel::Error> {
+    let Layers { model, compute, units } = walk.layers;
+    walk.clock.enter_unit(Phase::Backward, &units[0].spec.name);
+    let token_grads = if gradient.is_some() { Accumulate::Add } else { Accumulate::Overwrite };
+    let gradient = match gradient {
+        Some(gradient) => gradient,
+        None => walk.buffer(&units[0])?,
+    };
+    let accumulate = Accumulate::Overwrite;
+    let grads = Grads { layout: &units[0].layout, flat: &gradient, accumulate };
     embedding::backward(compute, &grads, token_grads, rows, model.learns_positions());
-    start(reduce, embedding_unit, &mut reductions)?;
-    Ok(MicroStep { loss_sum, reductions })
+    walk.reduce(&units[0], gradient, round)
 }
 
 /// The summed loss of one micro-batch, forward only: a scalar f64 on the device.
+///
+/// # Errors
+/// If a gather fails.
+///
+/// # Collectives
+/// Where working copies are sharded: a gather for each use of a unit.
 pub fn loss_sum(
-    model: &Decoder,
-    compute: &Compute,
-    units: &[UnitState],
+    layers: Layers<'_>,
     tokens: &Tokens,
-) -> Tensor {
-    let x = hidden(model, compute, units, &tokens.inputs);
-    model.head.loss(compute, &head_weights(model, units), &x, &tokens.targets)
+    traffic: &mut Traffic<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    let Layers { model, compute, .. } = layers;
+    with_head(layers, &tokens.inputs, traffic, |weights, x| {
+        model.head.loss(compute, weights, &x, &tokens.targets)
+    })
 }
 
 /// The logits of every position.
 ///
 /// # Shapes
 /// - `inputs`: `[B, S]` i64; returns `[B * S, V]` in the compute dtype
-pub fn logits(model: &Decoder, compute: &Compute, units: &[UnitState], inputs: &Tensor) -> Tensor {
-    let x = hidden(model, compute, units, inputs);
-    model.head.logits(compute, &head_weights(model, units), &x)
+///
+/// # Errors
+/// As [`loss_sum`].
+///
+/// # Collectives
+/// As [`loss_sum`].
+pub fn logits(
+    layers: Layers<'_>,
+    inputs: &Tensor,
+    traffic: &mut Traffic<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    let Layers { model, compute, .. } = layers;
+    with_head(layers, inputs, traffic, |weights, x| model.head.logits(compute, weights, &x))
 }
 
 /// The logits of one position of a single sequence, f32 `[V]`.
 ///
 /// # Shapes
 /// - `inputs`: `[1, S]` i64; `position` is below `S`
+///
+/// # Errors
+/// As [`loss_sum`].
+///
+/// # Collectives
+/// As [`loss_sum`].
 pub fn logits_at(
-    model: &Decoder,
-    compute: &Compute,
-    units: &[UnitState],
+    layers: Layers<'_>,
     (inputs, position): (&Tensor, i64),
-) -> Tensor {
-    let x = hidden(model, compute, units, inputs).narrow(0, position, 1).contiguous();
-    let logits = model.head.logits(compute, &head_weights(model, units), &x);
-    logits.view(-1).to_kind(Kind::Float)
+    traffic: &mut Traffic<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    let Layers { model, compute, .. } = layers;
+    with_head(layers, inputs, traffic, |weights, x| {
+        let x = x.narrow(0, position, 1).contiguous();
+        model.head.logits(compute, weights, &x).view(-1).to_kind(Kind::Float)
+    })
 }
 
-/// The residual stream after the last block, `[B * S, D]`.
-fn hidden(model: &Decoder, compute: &Compute, units: &[UnitState], inputs: &Tensor) -> Tensor {
+/// A forward over all blocks, and what `finish` makes of the residual stream `[B * S, D]`.
+fn with_head<T>(
+    layers: Layers<'_>,
+    inputs: &Tensor,
+    traffic: &mut Traffic<'_>,
+    finish: impl FnOnce(&HeadWeights<'_>, Tensor) -> T,
+) -> Result<T, grove_parallel::Error> {
+    let Layers { model, compute, units } = layers;
     let pass = model.pass(compute, inputs.size2().expect("inputs are [B, S]"));
-    let (embedding_unit, blocks, _) = split(units);
-    let (weights, positions) = (embedding_unit.weights(), model.learns_positions());
-    let mut x = embedding::forward(compute, &weights, inputs, positions);
-    for unit in blocks {
-        x = model.block.forward(&pass, &unit.weights(), x, Recompute::Block).0;
+    let mut clock = Clock::new();
+    let mut walk = Walk::new(layers, traffic, &mut clock, forward_visits(model));
+    let flat = walk.next(Phase::Forward)?;
+    let (first, positions) = (weights(&units[0], &flat), model.learns_positions());
+    let mut x = embedding::forward(compute, &first, inputs, positions);
+    walk.release(0);
+    let (last, output) = (units.len() - 1, model.output_unit());
+    for (index, unit) in units.iter().enumerate().take(last).skip(1) {
+        let flat = walk.next(Phase::Forward)?;
+        x = model.block.forward(&pass, &weights(unit, &flat), x, Recompute::Block).0;
+        walk.release(index);
     }
-    x
-}
-
-fn split(units: &[UnitState]) -> (&UnitState, &[UnitState], &UnitState) {
-    let [embedding, blocks @ .., head] = units else {
-        unreachable!("a model has an embedding and a head")
+    let norm_flat = walk.next(Phase::Head)?;
+    let output_flat = match output == last {
+        true => norm_flat.shallow_clone(),
+        false => walk.next(Phase::Head)?,
     };
-    (embedding, blocks, head)
+    let head = HeadWeights {
+        norm: weights(&units[last], &norm_flat),
+        output: weights(&units[output], &output_flat),
+    };
+    let result = finish(&head, x);
+    walk.release(last);
+    walk.release(output);
+    Ok(result)
 }
 
-fn head_weights<'a>(model: &Decoder, units: &'a [UnitState]) -> HeadWeights<'a> {
-    let (_, _, head) = split(units);
-    HeadWeights { norm: head.weights(), output: units[model.output_unit()].weights() }
-}
-
-fn start(
-    reduce: Reduce<'_>,
-    unit: &UnitState,
-    reductions: &mut Vec<Handle>,
-) -> Result<(), grove_parallel::Error> {
-    if let Reduce::Now(collective) = reduce {
-        reductions.push(collective.all_reduce(&unit.grads, Reduction::Sum, &unit.spec.name)?);
-    }
-    Ok(())
+fn weights<'a>(unit: &'a UnitState, flat: &'a Tensor) -> Weights<'a> {
+    Weights { layout: &unit.layout, flat }
 }

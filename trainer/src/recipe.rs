@@ -4,11 +4,16 @@ use grove_optim::{
     AdamWConfig, Decay, Groups, LionConfig, RuleConfig, Schedule as LrSchedule, ScheduleConfig,
 };
 
-use crate::config::{Group, GroupPlan, Plan, Recompute as Wanted, Rule, Schedule};
+use grove_parallel::{Assignment, Collective};
+use tch::Device;
+
+use crate::config::{Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule};
 use crate::error::Error;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
+use crate::sharding::{Placement, Sharding, Stage, Sums};
+use crate::state::RunState;
 use crate::step::Recipe;
 
 /// The recipe of a plan for one of `degree` ranks.
@@ -29,8 +34,43 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         groups: groups(plan),
         schedule: LrSchedule::new(schedule, plan.run.steps)?,
         clip_norm: plan.optim.clip_norm,
-        micro_batches: plan.batch.micro_batches as usize / degree,
+        assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
     })
+}
+
+/// What a plan shards over the ranks, and which part this rank has.
+pub fn placement(plan: &Plan, collective: &dyn Collective) -> Placement {
+    let (degree, rank) = (collective.degree(), collective.rank());
+    let stage = match plan.parallel.zero {
+        0 => Stage::Nothing,
+        1 => Stage::Optimizer,
+        2 => Stage::Gradients,
+        _ => Stage::Parameters,
+    };
+    let sums = match plan.parallel.reduction {
+        Reduction::Exact => Sums::Exact,
+        Reduction::Fast => Sums::Fast,
+    };
+    let shard_degree = match (stage, plan.parallel.shard_degree) {
+        (Stage::Nothing, _) => 1,
+        (_, 0) => degree,
+        (_, shard_degree) => shard_degree,
+    };
+    let keep_numel = plan.parallel.keep_gathered_numel;
+    Placement { stage, sums, degree, rank, shard_degree, keep_numel }
+}
+
+/// The buffers of a run on this rank, zeroed.
+///
+/// # Errors
+/// If the model's parameters do not make a layout.
+pub fn allocate(plan: &Plan, recipe: &Recipe, sharding: &Sharding<'_>) -> Result<RunState, Error> {
+    let Recipe { compute, model, rule, .. } = recipe;
+    let home = match plan.memory.optimizer {
+        Home::Device => compute.device,
+        Home::Host => Device::Cpu,
+    };
+    Ok(RunState::allocate(compute, model.units(), rule, (&sharding.placement, home))?)
 }
 
 fn run_options(plan: &Plan) -> RunOptions {

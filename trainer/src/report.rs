@@ -2,8 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use grove_parallel::collective::StepTotals;
+use tch::Tensor;
+
+use crate::clock::Clock;
 use crate::config::Plan;
-use crate::metrics::{Phase, StepRecord, mfu, peak_resident_bytes};
+use crate::metrics::{
+    Communication, MemoryByCategory, Phase, StepRecord, mfu, peak_resident_bytes,
+};
+use crate::pass::Traffic;
 use crate::state::RunState;
 use crate::step::StepOutcome;
 
@@ -27,6 +34,10 @@ pub struct Spent {
     pub step_seconds: f64,
     /// Joules, where they can be read.
     pub energy_joules: Option<f64>,
+    /// Calls between ranks.
+    pub communication: StepTotals,
+    /// The most memory of each category so far.
+    pub memory: MemoryByCategory,
 }
 
 /// What the steps of this process have cost so far: tokens of all ranks, seconds and joules of
@@ -75,6 +86,32 @@ impl Rates {
     }
 }
 
+/// The most memory that each category has taken on this rank so far, counted by what was allocated.
+pub fn memory_by_category(
+    state: &RunState,
+    traffic: &Traffic<'_>,
+    clock: &Clock,
+) -> MemoryByCategory {
+    let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+    let mut memory = MemoryByCategory {
+        activations: clock.activation_bytes(),
+        buffers: traffic.residents.buffer_bytes() + traffic.sums.buffer_bytes(),
+        ..MemoryByCategory::default()
+    };
+    for unit in &state.units {
+        memory.parameters += bytes(&unit.working);
+        memory.gradients += bytes(&unit.grads);
+        // In fp32 and fp64 the masters lie inside the working copies.
+        if unit.masters.kind() != unit.working.kind()
+            || unit.masters.device() != unit.working.device()
+        {
+            memory.masters += bytes(&unit.masters);
+        }
+        memory.optimizer_state += unit.moments.iter().map(|(_, moment)| bytes(moment)).sum::<u64>();
+    }
+    memory
+}
+
 /// The record of the step that has just been counted in `state`.
 pub fn step_record(
     outcome: &StepOutcome,
@@ -96,6 +133,8 @@ pub fn step_record(
         phases: spent.phases,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
         energy_joules: spent.energy_joules,
+        communication: Communication::from(&spent.communication),
+        memory_bytes: spent.memory,
         total_flops: state.flops as f64,
     }
 }

@@ -7,6 +7,7 @@ use grove_data::{Prefetcher, Tokenizer, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
+use crate::beacon::Beacon;
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
 use crate::config::{self, Plan};
@@ -16,14 +17,17 @@ use crate::eval::{Evaluation, evaluate};
 use crate::folder::{self, Found};
 use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
+use crate::pass::Traffic;
 use crate::peak;
-use crate::recipe::recipe;
-use crate::report::{Costs, Rates, Spent, plan_lines, step_record};
+use crate::recipe::{allocate, placement, recipe};
+use crate::report::{Costs, Rates, Spent, memory_by_category, plan_lines, step_record};
 use crate::sample::{Sampling, continue_tokens};
-use crate::saving;
+use crate::saving::{self, WholeState};
+use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::state::RunState;
-use crate::step::{Recipe, StepOutcome, agree_on, agree_to_stop, sum_over_ranks, train_step};
+use crate::step::{Recipe, StepOutcome, train_step};
+use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +38,7 @@ pub enum Ending {
     Interrupted,
 }
 
-/// Trains what the plan says, on this rank.
+/// Trains what the plan says, on this rank, which runs on `host`.
 ///
 /// # Errors
 /// Whatever ends a run early, before or between updates.
@@ -46,9 +50,10 @@ pub fn train(
     compute: Compute,
     collective: &dyn Collective,
     stop: &StopRequest,
+    host: &str,
 ) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let Some(mut run) = Run::open(plan, compute, collective, stop)? else {
+    let Some(mut run) = Run::open(plan, compute, (collective, host), stop)? else {
         return Ok(Ending::Interrupted);
     };
     let ending = run.steps();
@@ -68,6 +73,7 @@ struct Run<'a> {
     stop: &'a StopRequest,
     recipe: Recipe,
     state: RunState,
+    traffic: Traffic<'a>,
     /// The step of the newest checkpoint; 0 if there is none.
     saved_step: u64,
     fingerprint: String,
@@ -86,7 +92,7 @@ impl<'a> Run<'a> {
     fn open(
         plan: &'a Plan,
         compute: Compute,
-        collective: &'a dyn Collective,
+        (collective, host): (&'a dyn Collective, &str),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
         let Found { checkpoint: resumed, damaged } = folder::open(plan, collective)?;
@@ -94,9 +100,12 @@ impl<'a> Run<'a> {
             return Ok(None);
         }
         let data = Data::open(plan)?;
+        // A folder that cannot hold a beacon costs the word of a killed rank, not the run.
+        let beacon = Beacon::light(&plan.run.dir, collective.rank(), host).ok();
+        let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
-        let (compute, units) = (&recipe.compute, recipe.model.units());
-        let mut state = RunState::allocate(compute, units, &recipe.rule)?;
+        let mut state = allocate(plan, &recipe, &sharding)?;
+        let compute = &recipe.compute;
         match &resumed {
             Some(checkpoint) => folder::resume(plan, &data, &mut state, checkpoint)?,
             None => state.initialize(compute, plan.seed),
@@ -105,6 +114,8 @@ impl<'a> Run<'a> {
         if collective.rank() == 0 {
             folder::write_plan(plan)?;
         }
+        let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
+        traffic.refresh_all(&state.units)?;
         let validation = match plan.eval {
             Some(_) => Some(data.validation(plan)?),
             None => None,
@@ -118,13 +129,14 @@ impl<'a> Run<'a> {
             saved_step: state.step,
             sinks: open_sinks(plan, collective, state.step)?,
             fingerprint: data.fingerprint,
-            clock: Clock::new(),
+            clock: Clock::with_beacon(beacon),
             energy: EnergyMeter::start(),
             plan,
             collective,
             stop,
             recipe,
             state,
+            traffic,
             validation,
             peak_flops,
             costs: Costs::default(),
@@ -147,7 +159,8 @@ impl<'a> Run<'a> {
                 &self.recipe,
                 &mut self.state,
                 &mut self.batches,
-                (self.collective, self.stop),
+                &mut self.traffic,
+                self.stop,
                 &mut self.clock,
             )?;
             self.record(&outcome, started);
@@ -187,6 +200,8 @@ impl<'a> Run<'a> {
         let flops_per_token = u128::from(self.plan.derived.flops_per_token);
         self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
         let spent = Spent {
+            communication: self.collective.ledger().take_step(),
+            memory: memory_by_category(&self.state, &self.traffic, &self.clock),
             phases: self.clock.take(),
             step_seconds: started.elapsed().as_secs_f64(),
             energy_joules: self.energy.joules(),
@@ -199,13 +214,9 @@ impl<'a> Run<'a> {
         let (Some(validation), Some(eval)) = (&self.validation, self.plan.eval) else {
             unreachable!("an evaluation is due only where there is validation data")
         };
-        let evaluation = evaluate(
-            (&self.recipe.model, &self.recipe.compute),
-            &self.state.units,
-            (validation, eval.batches),
-            self.collective,
-            self.stop,
-        )?;
+        self.clock.show("eval");
+        let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
+        let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
         if let Evaluation::Loss(loss) = evaluation {
             let bytes = self.plan.data.tokenizer == Some(config::Tokenizer::Bytes);
             self.sinks.eval(&EvalRecord {
@@ -221,15 +232,14 @@ impl<'a> Run<'a> {
     /// Rank 0 saves, the others wait; all know whether it is saved.
     ///
     /// # Collectives
-    /// One all-reduce.
+    /// The gathers of [`saving::gather`], and one all-reduce.
     fn save(&mut self, on_failure: OnFailure) -> Result<(), Error> {
-        let mut saved = Ok(());
-        if self.collective.rank() == 0 {
-            saved = self.save_here();
-        }
-        let failed = f64::from(u8::from(saved.is_err()));
-        let [failures] = sum_over_ranks(self.collective, [failed])?;
-        if failures == 0.0 {
+        self.clock.show("save");
+        self.traffic.residents.settle()?;
+        let whole = saving::gather(&self.state, &self.traffic.sharding)?;
+        let saved = whole.map_or(Ok(()), |whole| self.save_here(&whole));
+        let failed = i64::from(saved.is_err());
+        if sum_integers(self.collective, &[failed], "failed saves")? == [0] {
             self.saved_step = self.state.step;
         } else if on_failure == OnFailure::End {
             return saved.and(Err(Error::NotSaved { step: self.state.step }));
@@ -241,8 +251,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn save_here(&mut self) -> Result<(), Error> {
-        let folder = saving::save(self.plan, &self.state, &self.fingerprint)?;
+    fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
+        let folder = saving::save(self.plan, &self.state, whole, &self.fingerprint)?;
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
         self.sinks.progress().note(&format!("saved {}", folder.display()));
@@ -252,9 +262,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Prints a sample of text, on rank 0.
+    /// Prints a sample of text, which all ranks compute.
     fn sample(&mut self) -> Result<(), Error> {
-        let (Some(sample), 0) = (&self.plan.sample, self.collective.rank()) else { return Ok(()) };
+        let Some(sample) = &self.plan.sample else { return Ok(()) };
+        self.clock.show("sample");
         let wanted = self.plan.data.tokenizer.as_ref();
         let wanted = wanted.expect("the plan refuses samples without a tokenizer");
         let tokenizer: Tokenizer = corpus::tokenizer(self.plan, wanted)?;
@@ -270,10 +281,10 @@ impl<'a> Run<'a> {
             top_k: sample.top_k.unwrap_or(0),
             seed: self.plan.seed,
         };
-        let model = (&self.recipe.model, &self.recipe.compute);
+        let layers = self.recipe.layers(&self.state);
         let window = self.plan.batch.sequence_length;
         let how = (&sampling, self.stop);
-        let tokens = continue_tokens(model, &self.state.units, &prompt, window, how);
+        let tokens = continue_tokens(layers, &prompt, window, how, &mut self.traffic)?;
         let text = tokenizer.decode(&tokens)?;
         self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end()));
         Ok(())
@@ -317,15 +328,14 @@ impl<'a> Run<'a> {
 }
 
 /// What every rank must start from alike, as numbers.
-fn start_numbers(plan: &Plan, data: &Data, state: &RunState) -> [(&'static str, i64); 3] {
+fn start_numbers(plan: &Plan, data: &Data, state: &RunState) -> [(&'static str, i64); 4] {
     let number = |text: &str| {
         let hash = Sha256::digest(text.as_bytes());
-        // Half of an i64's range, so that its negative exists.
-        i64::from_le_bytes(std::array::from_fn(|i| hash[i])) / 2
+        i64::from_le_bytes(std::array::from_fn(|i| hash[i]))
     };
-    let program = env!("CARGO_PKG_VERSION");
     [
-        ("the plan", number(&format!("{program}\n{}", plan.to_toml()))),
+        ("the program", number(env!("GROVE_SOURCE"))),
+        ("the plan", number(&plan.to_toml())),
         ("the training data", number(&data.fingerprint)),
         ("the step they start from", state.step as i64),
     ]

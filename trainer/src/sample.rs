@@ -3,12 +3,10 @@
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
-use crate::model::compute::Compute;
-use crate::model::decoder::Decoder;
 use crate::model::init::{generator, open_uniform};
-use crate::pass::logits_at;
+use crate::pass::{Layers, Traffic, logits_at};
 use crate::signals::StopRequest;
-use crate::state::UnitState;
+use crate::step_numbers::agree_to_stop;
 
 /// Forwards run at lengths that are multiples of this: libtorch prepares its products for each new
 /// shape and keeps what it has prepared.
@@ -29,21 +27,28 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-/// Continues `prompt` (at least one token) and returns prompt and continuation.
+/// Continues `prompt` (at least one token) and returns prompt and continuation, the same on every
+/// rank.
 ///
 /// Each token is drawn after a forward over the last `window` tokens at most; a request to stop
 /// ends the continuation early.
+///
+/// # Errors
+/// If a collective fails.
+///
+/// # Collectives
+/// For each token one all-reduce, and those of a forward.
 pub fn continue_tokens(
-    (model, compute): (&Decoder, &Compute),
-    units: &[UnitState],
+    layers: Layers<'_>,
     prompt: &[u32],
     window: usize,
     (sampling, stop): (&Sampling, &StopRequest),
-) -> Vec<u32> {
+    traffic: &mut Traffic<'_>,
+) -> Result<Vec<u32>, grove_parallel::Error> {
     let mut tokens = prompt.to_vec();
     let mut rng = generator(sampling.seed, "sample");
     for _ in 0..sampling.num_tokens {
-        if stop.is_asked() {
+        if agree_to_stop(traffic.sharding.world(), stop)? {
             break;
         }
         let visible = &tokens[tokens.len().saturating_sub(window)..];
@@ -51,11 +56,11 @@ pub fn continue_tokens(
         let mut inputs: Vec<i64> = visible.iter().map(|&token| i64::from(token)).collect();
         // What follows a position does not change it, so the sequence may be filled up.
         inputs.resize(inputs.len().next_multiple_of(LENGTH_STEP).min(window), 0);
-        let inputs = Tensor::from_slice(&inputs).unsqueeze(0).to_device(compute.device);
-        let logits = logits_at(model, compute, units, (&inputs, last));
+        let inputs = Tensor::from_slice(&inputs).unsqueeze(0).to_device(layers.compute.device);
+        let logits = logits_at(layers, (&inputs, last), traffic)?;
         tokens.push(draw(&logits, sampling, &mut rng));
     }
-    tokens
+    Ok(tokens)
 }
 
 /// One token by inverting the cumulative distribution, in f64.

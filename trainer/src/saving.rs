@@ -1,8 +1,10 @@
 //! Between the state of a run and its checkpoints: records out, buffers in.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use grove_parallel::layout::Segment;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{
@@ -12,18 +14,52 @@ use crate::checkpoint::{
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
 use crate::kernel::view;
+use crate::sharding::Sharding;
 use crate::state::{RunState, UnitState};
+
+/// The state of all ranks in this rank's host memory.
+#[derive(Debug)]
+pub struct WholeState {
+    units: Vec<HostUnit>,
+}
+
+/// Brings the shards of all ranks together, on rank 0; the others get nothing. Working copies must
+/// be settled.
+///
+/// # Errors
+/// If a gather fails.
+///
+/// # Collectives
+/// Over each shard group, for each unit: an all-gather of masters and one of each kind of state.
+pub fn gather(
+    state: &RunState,
+    sharding: &Sharding<'_>,
+) -> Result<Option<WholeState>, grove_parallel::Error> {
+    let mut units = Vec::new();
+    for unit in &state.units {
+        let whole = HostUnit::gather(unit, sharding)?;
+        if sharding.placement.rank == 0 {
+            units.push(whole);
+        }
+    }
+    Ok((sharding.placement.rank == 0).then_some(WholeState { units }))
+}
 
 /// Saves the state as a checkpoint in the run's folder and returns its folder.
 ///
 /// # Errors
 /// If it cannot be written; earlier checkpoints are then as they were.
-pub fn save(plan: &Plan, state: &RunState, fingerprint: &str) -> Result<PathBuf, Error> {
-    let hosts: Vec<_> = state.units.iter().map(HostUnit::new).collect();
+pub fn save(
+    plan: &Plan,
+    state: &RunState,
+    whole: &WholeState,
+    fingerprint: &str,
+) -> Result<PathBuf, Error> {
+    let hosts = &whole.units;
     let mut model = Vec::new();
     let mut masters = Vec::new();
     let mut optimizer = Vec::new();
-    for (unit, host) in state.units.iter().zip(&hosts) {
+    for (unit, host) in state.units.iter().zip(hosts) {
         records(unit, &host.working, "", &mut model);
         records(unit, &host.masters, "", &mut masters);
         for (kind, moment) in &host.moments {
@@ -54,7 +90,8 @@ pub fn save(plan: &Plan, state: &RunState, fingerprint: &str) -> Result<PathBuf,
     Ok(checkpoint::save(&plan.run.dir, &contents)?)
 }
 
-/// Fills a state's buffers and counters from a checkpoint of the same model and rule.
+/// Fills a state's buffers and counters from a checkpoint of the same model and rule; of the
+/// working copies this rank's part.
 ///
 /// # Errors
 /// If tensors are missing, superfluous, or of another shape or dtype: all are named.
@@ -69,14 +106,16 @@ pub fn load(state: &mut RunState, checkpoint: &Checkpoint) -> Result<(), Error> 
     checkpoint.masters().check_names(&expected.0)?;
     checkpoint.optimizer().check_names(&expected.1)?;
     for unit in &state.units {
-        fill(unit, &unit.masters, checkpoint.masters(), "")?;
+        let owned = || unit.owned.clone();
+        fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
         for (kind, moment) in &unit.moments {
-            fill(unit, moment, checkpoint.optimizer(), &format!("{}/", kind.name()))?;
+            let prefix = format!("{}/", kind.name());
+            fill(unit, (owned(), moment), checkpoint.optimizer(), &prefix)?;
         }
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
-    state.refresh_working();
+    state.round_masters();
     Ok(())
 }
 
@@ -94,10 +133,14 @@ pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error
         }
     }
     model.check_names(&expected)?;
-    units.iter().try_for_each(|unit| fill(unit, &unit.working, model, ""))
+    units.iter().try_for_each(|unit| {
+        let whole = 0..unit.layout.padded_numel();
+        fill(unit, (whole, &unit.working), model, "")
+    })
 }
 
-/// A unit's buffers in host memory: the buffers themselves on the CPU, copies from elsewhere.
+/// A unit's whole buffers in host memory: the buffers themselves where they are whole and there.
+#[derive(Debug)]
 struct HostUnit {
     working: Tensor,
     masters: Tensor,
@@ -105,14 +148,28 @@ struct HostUnit {
 }
 
 impl HostUnit {
-    fn new(unit: &UnitState) -> Self {
-        let host = |tensor: &Tensor| tensor.to_device(Device::Cpu);
-        let moments = unit.moments.iter().map(|(kind, moment)| (kind.name(), host(moment)));
-        Self {
-            working: host(&unit.working),
-            masters: host(&unit.masters),
-            moments: moments.collect(),
-        }
+    fn gather(unit: &UnitState, sharding: &Sharding<'_>) -> Result<Self, grove_parallel::Error> {
+        let whole = |owned: &Tensor| {
+            let owned = owned.to_device(Device::Cpu);
+            if unit.owned.len() == unit.layout.padded_numel() {
+                return Ok(owned);
+            }
+            let kind = (owned.kind(), Device::Cpu);
+            let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
+            sharding.shards().all_gather(&owned, &whole, &unit.spec.name)?.wait()?;
+            Ok(whole)
+        };
+        let masters = whole(&unit.masters)?;
+        let moments = unit.moments.iter().map(|(kind, moment)| Ok((kind.name(), whole(moment)?)));
+        Ok(Self {
+            moments: moments.collect::<Result<_, grove_parallel::Error>>()?,
+            working: match unit.holds_whole_working() {
+                true => unit.working.to_device(Device::Cpu),
+                // As an update rounds them.
+                false => masters.to_kind(unit.working.kind()),
+            },
+            masters,
+        })
     }
 }
 
@@ -141,12 +198,20 @@ fn specs(unit: &UnitState, flat: &Tensor, prefix: &str) -> impl Iterator<Item = 
     })
 }
 
-fn fill(unit: &UnitState, flat: &Tensor, file: &TensorFile, prefix: &str) -> Result<(), Error> {
-    for place in unit.layout.params() {
-        let stored = file.get(&format!("{prefix}{}", place.name))?;
-        let values =
-            Tensor::from_data_size(stored.bytes, &[place.numel as i64], kind(stored.spec.dtype));
-        flat.narrow(0, place.offset as i64, place.numel as i64).copy_(&values);
+/// Fills `flat`, the elements `owned` of a unit, with their values in a file.
+fn fill(
+    unit: &UnitState,
+    (owned, flat): (Range<usize>, &Tensor),
+    file: &TensorFile,
+    prefix: &str,
+) -> Result<(), Error> {
+    for Segment { param, param_range, unit_range } in unit.layout.segments(owned.clone()) {
+        let stored = file.get(&format!("{prefix}{}", unit.layout.params()[param].name))?;
+        let kind = kind(stored.spec.dtype);
+        let (size, numel) = (kind.elt_size_in_bytes(), unit_range.len() as i64);
+        let bytes = &stored.bytes[param_range.start * size..param_range.end * size];
+        let values = Tensor::from_data_size(bytes, &[numel], kind);
+        flat.narrow(0, (unit_range.start - owned.start) as i64, numel).copy_(&values);
     }
     Ok(())
 }

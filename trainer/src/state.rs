@@ -1,41 +1,61 @@
-//! Everything a run is between two steps: the units' buffers and the counters.
+//! Everything a run is between two steps: this rank's part of the units' buffers, and the counters.
+
+use std::ops::Range;
 
 use grove_optim::{Rule, StateKind};
 use grove_parallel::UnitLayout;
 use grove_parallel::layout::ParamShape;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
-use crate::model::views::{Accumulate, Grads, Weights};
+use crate::sharding::Placement;
 
-/// The flat buffers of one unit. Each has `layout.padded_numel()` elements; padding stays zero.
+/// The flat buffers of one unit on this rank. A whole buffer has `layout.padded_numel()` elements,
+/// a sharded one those of `owned`. What lies in padding is never read.
 #[derive(Debug)]
 pub struct UnitState {
     /// What the unit's parameters are.
     pub spec: UnitSpec,
-    /// Where they lie in each buffer.
+    /// Where they lie in a whole buffer.
     pub layout: UnitLayout,
-    /// Working copies, compute dtype. When that is the masters' dtype, the masters themselves.
+    /// The elements whose masters and optimizer state are here.
+    pub owned: Range<usize>,
+    /// Working copies, compute dtype: whole, or `owned` where working copies are sharded. When the
+    /// compute dtype is the masters' one, the masters are a view into them.
     pub working: Tensor,
-    /// Gradient accumulators, accumulation dtype.
+    /// Gradient accumulators, accumulation dtype: `owned`, or whole where
+    /// [`Placement::accumulates_whole`].
     pub grads: Tensor,
-    /// Master weights, accumulation dtype: what the optimizer updates.
+    /// Master weights of `owned`, accumulation dtype: what the optimizer updates.
     pub masters: Tensor,
-    /// The optimizer's state, one buffer for each of the rule's kinds, accumulation dtype.
+    /// The optimizer's state for `owned`, one buffer for each of the rule's kinds, accumulation
+    /// dtype.
     pub moments: Vec<(StateKind, Tensor)>,
 }
 
 impl UnitState {
-    /// The working copies, for layers to read.
-    pub fn weights(&self) -> Weights<'_> {
-        Weights { layout: &self.layout, flat: &self.working }
+    /// Whether the working copies of the whole unit are here.
+    pub fn holds_whole_working(&self) -> bool {
+        self.working.numel() == self.layout.padded_numel()
     }
 
-    /// The gradient accumulators, for layers to add to.
-    pub fn grads(&self, accumulate: Accumulate) -> Grads<'_> {
-        Grads { layout: &self.layout, flat: &self.grads, accumulate }
+    /// The working copies of `owned`.
+    pub fn owned_working(&self) -> Tensor {
+        self.owned_part(&self.working)
+    }
+
+    /// The gradient sums of `owned`.
+    pub fn owned_grads(&self) -> Tensor {
+        self.owned_part(&self.grads)
+    }
+
+    fn owned_part(&self, buffer: &Tensor) -> Tensor {
+        if buffer.numel() == self.owned.len() {
+            return buffer.shallow_clone();
+        }
+        buffer.narrow(0, self.owned.start as i64, self.owned.len() as i64)
     }
 }
 
@@ -54,6 +74,7 @@ pub struct RunState {
 
 impl RunState {
     /// A state with zeroed buffers: to be filled by [`RunState::initialize`] or from a checkpoint.
+    /// Masters and optimizer state live on `home`.
     ///
     /// # Errors
     /// If the units' parameters do not make a layout (a duplicate name).
@@ -61,8 +82,9 @@ impl RunState {
         compute: &Compute,
         units: &[UnitSpec],
         rule: &Rule,
+        (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
-        let units = units.iter().map(|spec| allocate_unit(compute, spec, rule));
+        let units = units.iter().map(|spec| allocate_unit(compute, spec, rule, (placement, home)));
         Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
     }
 
@@ -78,20 +100,20 @@ impl RunState {
         Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
     }
 
-    /// Fills the masters with initial values drawn by (seed, parameter name), and the working
-    /// copies from them.
+    /// Fills the masters with initial values drawn by (seed, parameter name), and this rank's part
+    /// of the working copies from them.
     pub fn initialize(&mut self, compute: &Compute, seed: u64) {
         for unit in &mut self.units {
             let values = initial_values(compute, unit, seed);
-            unit.masters.copy_(&Tensor::from_slice(&values));
+            unit.masters.copy_(&Tensor::from_slice(&values[unit.owned.clone()]));
         }
-        self.refresh_working();
+        self.round_masters();
     }
 
-    /// Rounds the masters to the working copies, as after an update.
-    pub fn refresh_working(&mut self) {
-        for unit in &mut self.units {
-            unit.working.copy_(&unit.masters);
+    /// Rounds the masters to this rank's part of the working copies, as an update does.
+    pub fn round_masters(&mut self) {
+        for unit in &self.units {
+            unit.owned_working().copy_(&unit.masters);
         }
     }
 
@@ -103,22 +125,23 @@ impl RunState {
     }
 }
 
-fn layout_of(spec: &UnitSpec) -> Result<UnitLayout, grove_parallel::Error> {
+fn layout_of(spec: &UnitSpec, degree: usize) -> Result<UnitLayout, grove_parallel::Error> {
     let shapes: Vec<_> = spec
         .params
         .iter()
         .map(|param| ParamShape { name: param.name.clone(), shape: param.shape.clone() })
         .collect();
-    UnitLayout::new(&spec.name, &shapes, 1)
+    UnitLayout::new(&spec.name, &shapes, degree)
 }
 
 fn allocate_working_unit(
     compute: &Compute,
     spec: &UnitSpec,
 ) -> Result<UnitState, grove_parallel::Error> {
-    let layout = layout_of(spec)?;
+    let layout = layout_of(spec, 1)?;
     let zeros = |numel, kind| Tensor::zeros([numel], (kind, compute.device));
     Ok(UnitState {
+        owned: 0..layout.padded_numel(),
         working: zeros(layout.padded_numel() as i64, compute.kind),
         grads: zeros(0, compute.accumulation()),
         masters: zeros(0, compute.accumulation()),
@@ -132,20 +155,25 @@ fn allocate_unit(
     compute: &Compute,
     spec: &UnitSpec,
     rule: &Rule,
+    (placement, home): (&Placement, Device),
 ) -> Result<UnitState, grove_parallel::Error> {
-    let layout = layout_of(spec)?;
-    let shape = [layout.padded_numel() as i64];
-    let zeros = |kind| Tensor::zeros(shape, (kind, compute.device));
-    let masters = zeros(compute.accumulation());
-    let working = if compute.kind == compute.accumulation() {
-        masters.shallow_clone()
+    let layout = layout_of(spec, placement.degree)?;
+    let owned = placement.owned(&layout);
+    let (whole, own) = (layout.padded_numel() as i64, owned.len() as i64);
+    let zeros = |numel: i64, kind, device| Tensor::zeros([numel], (kind, device));
+    let kind = compute.accumulation();
+    let working_numel = if placement.shards_working(&layout) { own } else { whole };
+    let working = zeros(working_numel, compute.kind, compute.device);
+    let masters = if compute.kind == kind && home == compute.device {
+        let start = if working_numel == whole { owned.start as i64 } else { 0 };
+        working.narrow(0, start, own)
     } else {
-        zeros(compute.kind)
+        zeros(own, kind, home)
     };
-    let moments =
-        rule.state_kinds().iter().map(|&kind| (kind, zeros(compute.accumulation()))).collect();
-    let grads = zeros(compute.accumulation());
-    Ok(UnitState { spec: spec.clone(), layout, working, grads, masters, moments })
+    let moments = rule.state_kinds().iter().map(|&state| (state, zeros(own, kind, home))).collect();
+    let summed_numel = if placement.accumulates_whole() { whole } else { own };
+    let grads = zeros(summed_numel, kind, compute.device);
+    Ok(UnitState { spec: spec.clone(), layout, owned, working, grads, masters, moments })
 }
 
 /// Initial values of a whole unit, parameters computed side by side.
@@ -156,7 +184,9 @@ fn initial_values(compute: &Compute, unit: &UnitState, seed: u64) -> Vec<f64> {
     for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
         let (_padding, after) = rest.split_at_mut(place.offset - position);
         let (part, after) = after.split_at_mut(place.numel);
-        parts.push((param, part));
+        if place.offset < unit.owned.end && unit.owned.start < place.range().end {
+            parts.push((param, part));
+        }
         (rest, position) = (after, place.offset + place.numel);
     }
     compute.pool.for_each_chunk_mut(&mut parts, 1, |_, part| {

@@ -2,18 +2,19 @@
 
 use grove_data::Prefetcher;
 use grove_optim::{Groups, Rule, Schedule, clip_scale};
-use grove_parallel::{Collective, Handle, Reduction};
+use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::gradients::Round;
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
-use crate::model::views::Accumulate;
-use crate::pass::{Reduce, Tokens, micro_step};
+use crate::pass::{Layers, Tokens, Traffic, micro_step};
 use crate::signals::StopRequest;
 use crate::state::RunState;
+use crate::step_numbers::StepNumbers;
 use crate::update::{Update, apply, squared_grad_norm};
 
 /// What stays the same from step to step.
@@ -31,8 +32,15 @@ pub struct Recipe {
     pub schedule: Schedule,
     /// The largest global gradient norm; 0 for no clipping.
     pub clip_norm: f64,
-    /// Micro-batches that this rank computes in each step.
-    pub micro_batches: usize,
+    /// Which rank computes which micro-batches of a step.
+    pub assignment: Assignment,
+}
+
+impl Recipe {
+    /// The model with a state's parameters.
+    pub fn layers<'a>(&'a self, state: &'a RunState) -> Layers<'a> {
+        Layers { model: &self.model, compute: &self.compute, units: &state.units }
+    }
 }
 
 /// What a step found.
@@ -57,24 +65,29 @@ pub struct StepOutcome {
 /// If data cannot be read, a collective fails, or the loss or gradient is not finite.
 ///
 /// # Collectives
-/// One all-reduce for each unit, and one of three numbers.
+/// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
+/// norm, and those of [`apply`].
 pub fn train_step(
     recipe: &Recipe,
     state: &mut RunState,
     batches: &mut Prefetcher,
-    (collective, stop): (&dyn Collective, &StopRequest),
+    traffic: &mut Traffic<'_>,
+    stop: &StopRequest,
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
-    let (loss_sum, num_tokens, reductions) = gradients(recipe, state, batches, collective, clock)?;
+    clock.begin_step(state.step + 1);
+    let mine = gradients(recipe, state, batches, traffic, clock)?;
 
     clock.enter(Phase::Reduce);
-    let sums = sum_over_ranks(collective, [loss_sum, num_tokens as f64, flag(stop)])?;
-    reductions.into_iter().try_for_each(Handle::wait)?;
-    let [loss_sum, num_tokens, stop] = sums;
+    let StepNumbers { loss, num_tokens, stops } =
+        mine.asked_to_stop(stop).over_ranks(traffic.sharding.world())?;
+    traffic.sums.finish()?;
 
     clock.enter(Phase::Clip);
-    let loss = loss_sum / num_tokens;
-    let grad_norm = squared_grad_norm(&recipe.compute, &state.units)?.sqrt() / num_tokens;
+    let num_tokens_f64 = num_tokens as f64;
+    let loss = loss.value() / num_tokens_f64;
+    let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
+    let grad_norm = squared_norm.sqrt() / num_tokens_f64;
     if !(loss.is_finite() && grad_norm.is_finite()) {
         return Err(Error::NotFinite { step: state.step + 1, loss, grad_norm });
     }
@@ -86,99 +99,48 @@ pub fn train_step(
         rule: &recipe.rule,
         groups: &recipe.groups,
         lr,
-        grad_scale: clip / num_tokens,
+        grad_scale: clip / num_tokens_f64,
         step: state.step + 1,
     };
-    apply(&recipe.compute, &mut state.units, &update)?;
+    apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;
-    state.num_tokens += num_tokens as u64;
-    Ok(StepOutcome { loss, grad_norm, lr, num_tokens: num_tokens as u64, stop: stop > 0.0 })
+    state.num_tokens += num_tokens;
+    Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0 })
 }
 
-/// Forward and backward of this rank's micro-batches: the summed loss, the tokens, and the
-/// reductions of gradients that run meanwhile.
+/// Forward and backward of this rank's micro-batches: the summed loss and the tokens.
+///
+/// In a last round with fewer micro-batches than ranks, a rank without one computes its last one
+/// again and contributes nothing: so all ranks take part in the same collectives.
 fn gradients(
     recipe: &Recipe,
     state: &RunState,
     batches: &mut Prefetcher,
-    collective: &dyn Collective,
+    traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<(f64, u64, Vec<Handle>), Error> {
-    let (model, compute) = (&recipe.model, &recipe.compute);
-    let mut loss_sum = Tensor::zeros([], (Kind::Double, compute.device));
-    let (mut num_tokens, mut reductions) = (0, Vec::new());
-    for index in 0..recipe.micro_batches {
-        clock.enter(Phase::Data);
-        let batch = batches.next()?;
-        let tokens = Tokens::new(compute, &batch.tokens, batch.batch_size);
-        let accumulate = if index == 0 { Accumulate::Overwrite } else { Accumulate::Add };
-        let last = index + 1 == recipe.micro_batches;
-        let reduce = if last { Reduce::Now(collective) } else { Reduce::Later };
-        let order = (accumulate, reduce);
-        let result = micro_step(model, compute, &state.units, &tokens, order, clock)?;
-        loss_sum += result.loss_sum;
-        num_tokens += tokens.targets.numel() as u64;
-        reductions.extend(result.reductions);
-    }
-    Ok((loss_sum.double_value(&[]), num_tokens, reductions))
-}
-
-/// Sums a few numbers over ranks.
-///
-/// # Errors
-/// If the collective fails.
-///
-/// # Collectives
-/// One all-reduce.
-pub fn sum_over_ranks<const N: usize>(
-    collective: &dyn Collective,
-    values: [f64; N],
-) -> Result<[f64; N], grove_parallel::Error> {
-    let tensor = Tensor::from_slice(&values);
-    collective.all_reduce(&tensor, Reduction::Sum, "step numbers")?.wait()?;
-    let mut sums = values;
-    tensor.copy_data(&mut sums, N);
-    Ok(sums)
-}
-
-/// Whether any rank was asked to stop: the same answer on all.
-///
-/// # Errors
-/// If the collective fails.
-///
-/// # Collectives
-/// One all-reduce.
-pub fn agree_to_stop(
-    collective: &dyn Collective,
-    stop: &StopRequest,
-) -> Result<bool, grove_parallel::Error> {
-    Ok(sum_over_ranks(collective, [flag(stop)])?[0] > 0.0)
-}
-
-/// Refuses to go on unless every rank brings the same numbers.
-///
-/// # Errors
-/// [`Error::RanksDiffer`] with the name of the first number that differs; or a failed collective.
-///
-/// # Collectives
-/// One all-reduce.
-pub fn agree_on<const N: usize>(
-    collective: &dyn Collective,
-    numbers: [(&'static str, i64); N],
-) -> Result<(), Error> {
-    let both = numbers.iter().flat_map(|(_, number)| [*number, -number]).collect::<Vec<_>>();
-    let tensor = Tensor::from_slice(&both);
-    collective.all_reduce(&tensor, Reduction::Max, "what the ranks start from")?.wait()?;
-    for (index, (what, _)) in numbers.into_iter().enumerate() {
-        let index = 2 * index as i64;
-        let (most, least) = (tensor.int64_value(&[index]), -tensor.int64_value(&[index + 1]));
-        if most != least {
-            return Err(Error::RanksDiffer { what });
+) -> Result<StepNumbers, Error> {
+    let Recipe { compute, assignment, .. } = recipe;
+    let layers = recipe.layers(state);
+    let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
+    let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
+    for index in 0..num_rounds {
+        let contributes = assignment.micro_batch(index, rank).is_some();
+        if contributes {
+            clock.enter(Phase::Data);
+            let batch = batches.next()?;
+            tokens = Some(Tokens::new(compute, &batch.tokens, batch.batch_size));
+        }
+        let tokens = tokens.as_ref().expect("every rank has a micro-batch in the first round");
+        let round = Round { first: index == 0, last: index + 1 == num_rounds, contributes };
+        let loss = micro_step(layers, tokens, round, traffic, clock)?;
+        if contributes {
+            losses.push(loss);
+            num_tokens += tokens.targets.numel() as u64;
         }
     }
-    Ok(())
-}
-
-fn flag(stop: &StopRequest) -> f64 {
-    f64::from(u8::from(stop.is_asked()))
+    let mut loss = ExactSum::new();
+    let losses: Vec<f64> =
+        Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
+    losses.into_iter().for_each(|value| loss.add(value));
+    Ok(StepNumbers { loss, num_tokens, stops: 0 })
 }

@@ -17,7 +17,7 @@ pub enum Dtype {
     I32,
     /// 64-bit signed integer.
     I64,
-    /// bfloat16; moved, not reduced.
+    /// bfloat16; moved, and reduced only as terms of an f32 sum (ordered reduce-scatter).
     Bf16,
     /// Bytes; moved, not reduced.
     U8,
@@ -84,6 +84,15 @@ pub enum Reduction {
     Min,
 }
 
+/// What the terms of an ordered reduce-scatter are added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Onto {
+    /// The output is overwritten: the first term is rank 0's, converted.
+    Nothing,
+    /// The output's content is the first term.
+    Output,
+}
+
 /// What a call asks of all ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
@@ -93,6 +102,8 @@ pub enum Operation {
     AllGather,
     /// Everyone gets its shard of the reduction.
     ReduceScatter(Reduction),
+    /// Everyone gets its shard of one chain of additions in rank order.
+    OrderedReduceScatter(Onto),
     /// Everyone gets what `root` has.
     Broadcast {
         /// The rank that gives.
@@ -111,6 +122,7 @@ impl Operation {
             Self::AllReduce(_) => "all_reduce",
             Self::AllGather => "all_gather",
             Self::ReduceScatter(_) => "reduce_scatter",
+            Self::OrderedReduceScatter(_) => "ordered_reduce_scatter",
             Self::Broadcast { .. } => "broadcast",
             Self::AllToAll => "all_to_all",
             Self::Barrier => "barrier",
@@ -129,22 +141,26 @@ impl fmt::Display for Operation {
             Self::AllReduce(reduction) | Self::ReduceScatter(reduction) => {
                 write!(f, "({reduction:?})")
             }
+            Self::OrderedReduceScatter(onto) => write!(f, "(onto {onto:?})"),
             Self::Broadcast { root } => write!(f, "(from {root})"),
             Self::AllGather | Self::AllToAll | Self::Barrier => Ok(()),
         }
     }
 }
 
-/// What identifies a call: two ranks are in the same one if all of this is equal.
+/// What identifies a call: two ranks are in the same one if all but the sequence is equal.
+///
+/// The sequence tells calls of one rank apart. Ranks of different groups make different numbers
+/// of calls, so it may differ between ranks in the same call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
-    /// Number of the call on its rank, from 0.
+    /// Number of the call on its rank, from 0, calls of groups included.
     pub sequence: u64,
     /// What is asked.
     pub operation: Operation,
     /// The caller's name for it, such as the unit whose gradients are reduced.
     pub name: String,
-    /// The dtype; `None` for a barrier.
+    /// The input's dtype; `None` for a barrier.
     pub dtype: Option<Dtype>,
     /// Elements of the larger buffer, that is of the whole rather than of a shard.
     pub count: usize,
@@ -154,6 +170,12 @@ impl Call {
     /// Bytes of the larger buffer.
     pub fn bytes(&self) -> u64 {
         self.count as u64 * self.dtype.map_or(0, Dtype::size_bytes) as u64
+    }
+
+    /// Whether two ranks that made these calls are in the same one.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let content = |call: &Self| (call.operation, call.dtype, call.count);
+        content(self) == content(other) && self.name == other.name
     }
 }
 
@@ -224,10 +246,7 @@ impl Request {
     ) -> Result<Self> {
         let dtype = check_tensor(operation, name, "input", input)?;
         let output_dtype = check_tensor(operation, name, "output", output)?;
-        if dtype != output_dtype {
-            let (name, input, output) = (name.to_owned(), dtype, output_dtype);
-            return Err(Error::DtypesDiffer { operation, name, input, output });
-        }
+        check_dtypes(operation, name, dtype, output_dtype)?;
         if input.device() != output.device() {
             return Err(Error::DevicesDiffer {
                 operation,
@@ -237,7 +256,7 @@ impl Request {
             });
         }
         check_counts(operation, name, (input.numel(), output.numel()), place.1)?;
-        check_overlap(operation, name, (input, output), dtype, place.0)?;
+        check_overlap(operation, name, (input, output), place.0)?;
         let buffers =
             Buffers::Between { input: input.shallow_clone(), output: output.shallow_clone() };
         let count = input.numel().max(output.numel());
@@ -269,6 +288,20 @@ fn check_tensor(
     Ok(dtype)
 }
 
+/// Checks that elements of `input` may end up in `output`.
+fn check_dtypes(operation: Operation, name: &str, input: Dtype, output: Dtype) -> Result<()> {
+    let ordered = matches!(operation, Operation::OrderedReduceScatter(_));
+    let fits = match (input, output) {
+        (Dtype::Bf16 | Dtype::F32, Dtype::F32) | (Dtype::F64, Dtype::F64) if ordered => true,
+        _ => !ordered && input == output,
+    };
+    match fits {
+        true => Ok(()),
+        false if ordered => Err(Error::OrderedDtypes { name: name.to_owned(), input, output }),
+        false => Err(Error::DtypesDiffer { operation, name: name.to_owned(), input, output }),
+    }
+}
+
 /// Checks the element counts `(input, output)` against the operation.
 fn check_counts(
     operation: Operation,
@@ -280,7 +313,7 @@ fn check_counts(
         Operation::AllGather => {
             (input.checked_mul(degree) == Some(output), "output must be degree * input")
         }
-        Operation::ReduceScatter(_) => {
+        Operation::ReduceScatter(_) | Operation::OrderedReduceScatter(_) => {
             (output.checked_mul(degree) == Some(input), "input must be degree * output")
         }
         _ => (
@@ -299,12 +332,11 @@ fn check_overlap(
     operation: Operation,
     name: &str,
     (input, output): (&Tensor, &Tensor),
-    dtype: Dtype,
     rank: usize,
 ) -> Result<()> {
     let extent = |tensor: &Tensor| {
         let start = tensor.data_ptr().addr();
-        start..start + tensor.numel() * dtype.size_bytes()
+        start..start + tensor.numel() * tensor.kind().elt_size_in_bytes()
     };
     let (input, output) = (extent(input), extent(output));
     let apart = input.end <= output.start || output.end <= input.start;

@@ -17,8 +17,11 @@ const NUM_RECENT: usize = 64;
 pub struct OperationTotals {
     /// Calls made.
     pub calls: u64,
+    /// Elements of the larger buffer, summed over the calls.
+    pub elements: u64,
     /// Bytes of the larger buffer, summed over the calls. How much of it crosses a wire depends
     /// on the degree `N`: `(N-1)/N` for gather and reduce-scatter, twice that for all-reduce.
+    /// The larger buffer of an ordered reduce-scatter is its input, in the input's dtype.
     pub bytes: u64,
 }
 
@@ -73,7 +76,7 @@ struct Entries {
     recent: VecDeque<CompletedCall>,
 }
 
-/// The calls of one rank. Clones share one account, so a watchdog thread may hold one.
+/// The calls of one rank, those of its groups included. Clones share one account, so a watchdog thread may hold one.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger(Arc<Mutex<Entries>>);
 
@@ -118,6 +121,7 @@ impl Ledger {
         entries.next_sequence += 1;
         let totals = entries.totals.by_operation.entry(call.operation.name()).or_default();
         totals.calls += 1;
+        totals.elements += call.count as u64;
         totals.bytes += call.bytes();
         entries.in_flight.insert(call.sequence, (call.clone(), Instant::now()));
         call

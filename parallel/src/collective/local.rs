@@ -1,12 +1,13 @@
-//! One rank: every operation is the identity, carried out at once and without MPI.
+//! One rank: every operation is a copy or a sum of two, carried out at once and without MPI.
 
 use std::time::Instant;
 
 use tch::Tensor;
 
 use super::{
-    Collective, Handle, Ledger, Operation,
+    Collective, Handle, Ledger, Onto, Operation,
     call::{Buffers, Request},
+    group,
 };
 use crate::error::{Error, Result};
 
@@ -42,7 +43,7 @@ impl Collective for LocalCollective {
         let outcome = match &request.buffers {
             Buffers::None | Buffers::InPlace(_) => Ok(()),
             Buffers::Between { input, output } => {
-                copy(request.operation, &request.name, &output.view(-1), &input.view(-1))
+                carry_out(request.operation, &request.name, &output.view(-1), &input.view(-1))
             }
         };
         self.ledger.close(&call, start.elapsed().as_secs_f64());
@@ -50,14 +51,25 @@ impl Collective for LocalCollective {
     }
 
     fn abort(&self, _code: i32) {}
+
+    fn group(&self, ranks: &[usize], name: &str) -> Result<Box<dyn Collective>> {
+        group::agree(self, ranks, name)?;
+        Ok(Box::new(Self { ledger: self.ledger.clone() }))
+    }
 }
 
-/// Copies `from` over `to`, two views of one shape, outside of autograd.
-pub(super) fn copy(operation: Operation, name: &str, to: &Tensor, from: &Tensor) -> Result<()> {
+/// Copies `from` over `to`, or adds it, outside of autograd; two views of one shape.
+fn carry_out(operation: Operation, name: &str, to: &Tensor, from: &Tensor) -> Result<()> {
     if to.data_ptr() == from.data_ptr() {
         return Ok(());
     }
-    tch::no_grad(|| to.shallow_clone().f_copy_(from)).map_err(|error| Error::Tensor {
+    let mut to = to.shallow_clone();
+    tch::no_grad(|| match operation {
+        // Widens bf16 before it adds.
+        Operation::OrderedReduceScatter(Onto::Output) => to.f_add_(from).map(drop),
+        _ => to.f_copy_(from),
+    })
+    .map_err(|error| Error::Tensor {
         operation,
         name: name.to_owned(),
         message: error.to_string(),

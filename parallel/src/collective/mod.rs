@@ -1,6 +1,7 @@
 //! How ranks talk: one trait, and an implementation for each way of being several.
 
 mod call;
+mod group;
 mod handle;
 mod ledger;
 pub mod local;
@@ -9,7 +10,7 @@ pub mod threads;
 
 use tch::Tensor;
 
-pub use call::{Call, Dtype, Operation, Reduction, Request};
+pub use call::{Call, Dtype, Onto, Operation, Reduction, Request};
 pub use handle::Handle;
 pub use ledger::{CompletedCall, InFlightCall, Ledger, OperationTotals, StepTotals};
 pub use local::LocalCollective;
@@ -28,10 +29,11 @@ use crate::error::Result;
 ///
 /// # Shapes
 /// Tensors may have any shape; their elements are taken in memory order, and they must be
-/// contiguous (a narrow of a flat buffer is). Input and output have one dtype and one device.
+/// contiguous (a narrow of a flat buffer is). Input and output have one device.
 ///
 /// # Dtypes
-/// f32, f64, i32 and i64 for everything; bf16 and u8 are moved but not reduced.
+/// f32, f64, i32 and i64 for everything; bf16 and u8 are moved but not reduced. Input and output
+/// have one dtype. [`Collective::ordered_reduce_scatter`] has dtypes of its own.
 ///
 /// # Errors
 /// Each call returns at once an error for tensors that do not fit ([`Error::NotContiguous`],
@@ -111,6 +113,52 @@ pub trait Collective: Send {
             place,
         )?)
     }
+
+    /// Fills `output` (`n` elements) on rank `r` with `((base + c_0) + c_1) + ...`, where `c_i`
+    /// is the `r`th of the `degree` equal parts of rank `i`'s `input` (`degree * n`) and `base`
+    /// is `output`'s content, or nothing. One chain in rank order, each addition rounded to
+    /// `output`'s dtype. They share no memory; `input` is left as it was.
+    ///
+    /// Called once a round with rank `r` of `N` bringing term `j * N + r` in round `j`, it adds
+    /// all terms in one chain whatever `N` is, so every number of ranks gets the same bits (but
+    /// for the payload of a NaN). A rank without a term brings -0.0, which changes no number.
+    ///
+    /// # Dtypes
+    /// bf16 or f32 input with f32 output, or f64 with f64. bf16 travels as such and is widened
+    /// where it is added, which loses nothing.
+    ///
+    /// # Errors
+    /// See the trait; [`Error::OrderedDtypes`](crate::Error::OrderedDtypes) for other dtypes.
+    fn ordered_reduce_scatter(
+        &self,
+        input: &Tensor,
+        output: &Tensor,
+        onto: Onto,
+        name: &str,
+    ) -> Result<Handle> {
+        let place = (self.rank(), self.degree());
+        let operation = Operation::OrderedReduceScatter(onto);
+        self.submit(Request::between(operation, input, output, name, place)?)
+    }
+
+    /// The collective of some of these ranks: `ranks` ascending, this rank among them, the
+    /// groups of all ranks a partition.
+    ///
+    /// Calls of a group run in one queue with those of the whole, so ranks that share several
+    /// groups must make the calls of all of them in one order. Ranks are renumbered by their
+    /// place in `ranks`; errors name them by their rank in the whole run. The ledger is shared
+    /// with the parent; making a group counts there as an all-gather of `degree * degree` bytes.
+    /// [`Collective::abort`] of a group ends the whole run. A group may be dropped before its
+    /// parent or after. Make groups once: over MPI one holds a communicator until the run ends.
+    ///
+    /// # Collectives
+    /// Every rank of the parent must call it at the same point, each with its own group.
+    ///
+    /// # Errors
+    /// [`Error::Group`](crate::Error::Group) at once if `ranks` is not ascending or without this
+    /// rank; [`Error::GroupsDiffer`](crate::Error::GroupsDiffer) on every rank if members of a
+    /// group do not give the same ranks; those of an all-gather.
+    fn group(&self, ranks: &[usize], name: &str) -> Result<Box<dyn Collective>>;
 
     /// Replaces `tensor` on every rank by the one of rank `root`.
     ///

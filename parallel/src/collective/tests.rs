@@ -1,5 +1,8 @@
 //! Every operation and dtype on 1 to 4 thread ranks against results by hand, and what is refused.
 
+mod groups;
+mod ordered;
+
 use std::{sync::Mutex, thread};
 
 use tch::{Device, Kind, Tensor};
@@ -244,7 +247,10 @@ fn the_ledger_counts_calls_bytes_and_waits() {
     });
     for totals in totals.into_inner().unwrap() {
         assert_eq!((totals.calls(), totals.bytes()), (3, 48));
-        assert_eq!(totals.by_operation["all_reduce"], OperationTotals { calls: 1, bytes: 24 });
+        assert_eq!(
+            totals.by_operation["all_reduce"],
+            OperationTotals { calls: 1, elements: 6, bytes: 24 }
+        );
         assert!(totals.exposed_seconds > 0.0 && totals.communication_seconds > 0.0);
     }
 }

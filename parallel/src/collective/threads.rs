@@ -1,7 +1,7 @@
 //! Ranks as threads of one process: for tests of everything that is built on collectives.
 
 use std::{
-    collections::BTreeMap,
+    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -9,8 +9,9 @@ use std::{
 use tch::{TchError, Tensor};
 
 use super::{
-    Collective, Handle, Ledger, Operation, Reduction,
+    Collective, Handle, Ledger, Onto, Operation, Reduction,
     call::{Buffers, Call, Request},
+    group,
     handle::Completion,
 };
 use crate::error::{Error, Result};
@@ -27,17 +28,16 @@ impl ThreadGroup {
     #[expect(clippy::new_ret_no_self, reason = "the group exists only as its ranks")]
     pub fn new(degree: usize) -> Vec<ThreadCollective> {
         assert!(degree > 0, "a group has at least one rank");
-        let group = Arc::new(Mutex::new(Group {
-            next_sequences: vec![0; degree],
+        let run = Arc::new(Mutex::new(Run {
+            queues: (0..degree).map(|_| VecDeque::new()).collect(),
             left: vec![false; degree],
-            pending: BTreeMap::new(),
             failure: None,
         }));
+        let members: Arc<[usize]> = (0..degree).collect();
         let rank = |rank| ThreadCollective {
             rank,
-            degree,
-            ledger: Ledger::default(),
-            group: Arc::clone(&group),
+            members: Arc::clone(&members),
+            seat: Arc::new(Seat { rank, ledger: Ledger::default(), run: Arc::clone(&run) }),
         };
         (0..degree).map(rank).collect()
     }
@@ -47,68 +47,143 @@ impl ThreadGroup {
 /// libtorch's own operations, so it also serves as an independent check of the MPI path.
 ///
 /// Ranks that are not in the same call all get [`Error::CallsDiffer`]; a rank that is dropped
-/// early makes the calls it is missing in fail with [`Error::PeerLeft`].
+/// early, with all its groups, makes the calls it is missing in fail with [`Error::PeerLeft`].
 #[derive(Debug)]
 pub struct ThreadCollective {
     rank: usize,
-    degree: usize,
+    /// The ranks in the whole run of those in this collective, ascending.
+    members: Arc<[usize]>,
+    seat: Arc<Seat>,
+}
+
+/// A rank's place in the run, shared by its groups.
+#[derive(Debug)]
+struct Seat {
+    rank: usize,
     ledger: Ledger,
-    group: Arc<Mutex<Group>>,
+    run: Arc<Mutex<Run>>,
+}
+
+impl Seat {
+    fn lock(&self) -> MutexGuard<'_, Run> {
+        // A rank that panicked leaves no call half recorded: each is changed by one insertion.
+        self.run.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.lock().leave(self.rank);
+    }
 }
 
 /// What one rank brought to a call.
 #[derive(Debug)]
 struct Arrival {
+    /// Who takes part, by rank in the whole run.
+    members: Arc<[usize]>,
     call: Call,
     buffers: Buffers,
     completion: Arc<Completion>,
     ledger: Ledger,
 }
 
+impl Arrival {
+    fn finish(self, outcome: Result<()>, seconds: f64) {
+        self.ledger.close(&self.call, seconds);
+        self.completion.finish(outcome);
+    }
+}
+
+/// All ranks, by their rank in the whole run.
 #[derive(Debug)]
-struct Group {
-    /// The number of each rank's next call.
-    next_sequences: Vec<u64>,
+struct Run {
+    /// The calls of each rank that are not complete, in the order in which it made them. Only
+    /// the first of a rank can be carried out, as a later one may need what it brings.
+    queues: Vec<VecDeque<Arrival>>,
     /// The ranks that are gone.
     left: Vec<bool>,
-    /// By sequence, then rank: who has arrived at the calls that are not complete.
-    pending: BTreeMap<u64, BTreeMap<usize, Arrival>>,
     /// What went wrong first; the outcome of every call thereafter.
     failure: Option<Error>,
 }
 
-impl Group {
-    /// Ends a call on all ranks that are in it.
-    fn finish(&mut self, arrivals: BTreeMap<usize, Arrival>, outcome: &Result<()>, seconds: f64) {
-        if let Err(error) = outcome {
-            self.failure.get_or_insert_with(|| error.clone());
-        }
-        for arrival in arrivals.into_values() {
-            arrival.ledger.close(&arrival.call, seconds);
-            arrival.completion.finish(outcome.clone());
+impl Run {
+    /// Carries out the calls that all their members are in, beginning with those of `ranks`.
+    fn advance(&mut self, ranks: &[usize]) {
+        for &rank in ranks {
+            while let Some(members) = self.ready(rank) {
+                let arrivals: Vec<Arrival> = members
+                    .iter()
+                    .map(|&member| self.queues[member].pop_front().expect("ready means queued"))
+                    .collect();
+                let start = Instant::now();
+                let outcome = agree(&arrivals).and_then(|()| carry_out(&arrivals));
+                let seconds = start.elapsed().as_secs_f64();
+                arrivals.into_iter().for_each(|arrival| arrival.finish(outcome.clone(), seconds));
+                match outcome {
+                    // A member's next call may be of another group, whose turn this makes.
+                    Ok(()) => self.advance(&members),
+                    Err(error) => self.fail(&error),
+                }
+            }
         }
     }
 
-    /// A rank that has left and will never join the call numbered `sequence`.
-    fn missing(&self, sequence: u64) -> Option<usize> {
-        (0..self.left.len()).find(|&rank| self.left[rank] && self.next_sequences[rank] <= sequence)
+    /// The members of the call that `rank` is in, if it is the one that all of them are in.
+    fn ready(&self, rank: usize) -> Option<Arc<[usize]>> {
+        let members = &self.queues[rank].front()?.members;
+        let is_in =
+            |&member: &usize| self.queues[member].front().is_some_and(|a| a.members == *members);
+        members.iter().all(is_in).then(|| Arc::clone(members))
     }
 
-    /// Fails the calls that wait for `rank`.
+    /// Two ranks in calls of different groups, of which each waits for the other.
+    fn crossed(&self, rank: usize) -> Option<Error> {
+        let own = self.queues[rank].front()?;
+        let crosses = |member: usize| {
+            let other = self.queues[member].front()?;
+            let differ = other.members != own.members && other.members.contains(&rank);
+            differ.then(|| calls_differ((rank, &own.call), (member, &other.call)))
+        };
+        own.members.iter().find_map(|&member| crosses(member))
+    }
+
+    /// A rank that has left and will never join the call number `index` of its members.
+    fn missing(&self, members: &[usize], index: usize) -> Option<usize> {
+        members
+            .iter()
+            .copied()
+            .find(|&rank| self.left[rank] && self.waiting(rank, members) <= index)
+    }
+
+    /// How many calls of `members` wait in the queue of `rank`.
+    fn waiting(&self, rank: usize, members: &[usize]) -> usize {
+        self.queues[rank].iter().filter(|arrival| *arrival.members == *members).count()
+    }
+
+    /// Marks `rank` as gone, and fails if a call waits for it.
     fn leave(&mut self, rank: usize) {
         self.left[rank] = true;
-        for (_, arrivals) in self.pending.split_off(&self.next_sequences[rank]) {
-            let first = arrivals.values().next().expect("a pending call has an arrival");
-            let call = Box::new(first.call.clone());
-            self.finish(arrivals, &Err(Error::PeerLeft { rank, call }), 0.0);
+        let waits = |arrival: &&Arrival| {
+            arrival.members.contains(&rank)
+                && self.waiting(rank, &arrival.members) < self.most_waiting(&arrival.members)
+        };
+        if let Some(arrival) = self.queues.iter().flatten().find(waits) {
+            let call = Box::new(arrival.call.clone());
+            self.fail(&Error::PeerLeft { rank, call });
         }
     }
-}
 
-impl ThreadCollective {
-    fn lock(&self) -> MutexGuard<'_, Group> {
-        // A rank that panicked leaves no call half recorded: each is changed by one insertion.
-        self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    fn most_waiting(&self, members: &[usize]) -> usize {
+        members.iter().map(|&rank| self.waiting(rank, members)).max().unwrap_or(0)
+    }
+
+    /// Ends all calls of all ranks.
+    fn fail(&mut self, error: &Error) {
+        self.failure.get_or_insert_with(|| error.clone());
+        for arrival in self.queues.iter_mut().flat_map(|queue| queue.drain(..)) {
+            arrival.finish(Err(error.clone()), 0.0);
+        }
     }
 }
 
@@ -118,71 +193,71 @@ impl Collective for ThreadCollective {
     }
 
     fn degree(&self) -> usize {
-        self.degree
+        self.members.len()
     }
 
     fn ledger(&self) -> &Ledger {
-        &self.ledger
+        &self.seat.ledger
     }
 
     fn submit(&self, request: Request) -> Result<Handle> {
-        let mut group = self.lock();
-        if let Some(failure) = &group.failure {
+        let Seat { rank, ledger, .. } = &*self.seat;
+        let mut run = self.seat.lock();
+        if let Some(failure) = &run.failure {
             return Err(failure.clone());
         }
-        let call = self.ledger.open(&request);
-        let sequence = call.sequence;
-        group.next_sequences[self.rank] = sequence + 1;
-        if let Some(rank) = group.missing(sequence) {
-            self.ledger.close(&call, 0.0);
+        let call = ledger.open(&request);
+        if let Some(rank) = run.missing(&self.members, run.waiting(*rank, &self.members)) {
+            ledger.close(&call, 0.0);
             return Err(Error::PeerLeft { rank, call: Box::new(call) });
         }
         let completion = Arc::new(Completion::default());
-        let arrival = Arrival {
+        run.queues[*rank].push_back(Arrival {
+            members: Arc::clone(&self.members),
             call,
             buffers: request.buffers,
             completion: Arc::clone(&completion),
-            ledger: self.ledger.clone(),
-        };
-        let arrivals = group.pending.entry(sequence).or_default();
-        arrivals.insert(self.rank, arrival);
-        if arrivals.len() == self.degree {
-            let arrivals = group.pending.remove(&sequence).expect("inserted above");
-            let start = Instant::now();
-            let outcome = agree(&arrivals).and_then(|()| carry_out(&arrivals));
-            group.finish(arrivals, &outcome, start.elapsed().as_secs_f64());
+            ledger: ledger.clone(),
+        });
+        run.advance(&[*rank]);
+        if let Some(error) = (0..run.queues.len()).find_map(|rank| run.crossed(rank)) {
+            run.fail(&error);
         }
-        Ok(Handle::pending(completion, self.ledger.clone()))
+        Ok(Handle::pending(completion, ledger.clone()))
     }
 
     fn abort(&self, _code: i32) {
-        self.lock().leave(self.rank);
+        self.seat.lock().leave(self.seat.rank);
+    }
+
+    fn group(&self, ranks: &[usize], name: &str) -> Result<Box<dyn Collective>> {
+        group::agree(self, ranks, name)?;
+        let rank = ranks.iter().position(|&rank| rank == self.rank).expect("checked above");
+        let members = ranks.iter().map(|&rank| self.members[rank]).collect();
+        Ok(Box::new(Self { rank, members, seat: Arc::clone(&self.seat) }))
     }
 }
 
-impl Drop for ThreadCollective {
-    fn drop(&mut self) {
-        self.lock().leave(self.rank);
-    }
-}
-
-/// Checks that all ranks are in the same call.
-fn agree(arrivals: &BTreeMap<usize, Arrival>) -> Result<()> {
-    let first = &arrivals[&0].call;
-    match arrivals.iter().find(|(_, arrival)| arrival.call != *first) {
+/// Checks that all members, whose arrivals these are, are in the same call.
+fn agree(arrivals: &[Arrival]) -> Result<()> {
+    let Arrival { members, call: first, .. } = &arrivals[0];
+    match arrivals.iter().position(|arrival| !arrival.call.is_same(first)) {
         None => Ok(()),
-        Some((&second_rank, arrival)) => Err(Error::CallsDiffer {
-            first_rank: 0,
-            first: Box::new(first.clone()),
-            second_rank,
-            second: Box::new(arrival.call.clone()),
-        }),
+        Some(second) => {
+            Err(calls_differ((members[0], first), (members[second], &arrivals[second].call)))
+        }
     }
 }
 
-/// Does the operation on the tensors of all ranks.
-fn carry_out(arrivals: &BTreeMap<usize, Arrival>) -> Result<()> {
-    let Call { operation, name, .. } = &arrivals[&0].call;
+fn calls_differ(first: (usize, &Call), second: (usize, &Call)) -> Error {
+    let ((first_rank, first), (second_rank, second)) = (first, second);
+    let (first, second) = (Box::new(first.clone()), Box::new(second.clone()));
+    Error::CallsDiffer { first_rank, first, second_rank, second }
+}
+
+/// Does the operation on the tensors of all members.
+fn carry_out(arrivals: &[Arrival]) -> Result<()> {
+    let Call { operation, name, .. } = &arrivals[0].call;
     tch::no_grad(|| exchange(*operation, arrivals)).map_err(|error| Error::Tensor {
         operation: *operation,
         name: name.clone(),
@@ -190,12 +265,9 @@ fn carry_out(arrivals: &BTreeMap<usize, Arrival>) -> Result<()> {
     })
 }
 
-fn exchange(
-    operation: Operation,
-    arrivals: &BTreeMap<usize, Arrival>,
-) -> std::result::Result<(), TchError> {
+fn exchange(operation: Operation, arrivals: &[Arrival]) -> std::result::Result<(), TchError> {
     let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-    for arrival in arrivals.values() {
+    for arrival in arrivals {
         match &arrival.buffers {
             Buffers::None => {}
             Buffers::InPlace(tensor) => {
@@ -235,6 +307,14 @@ fn exchange(
                 reduce(reduction, &parts.collect::<std::result::Result<Vec<_>, _>>()?)
             })
             .collect::<std::result::Result<_, _>>()?,
+        Operation::OrderedReduceScatter(onto) => ranks
+            .map(|rank| {
+                let output = &outputs[rank];
+                let parts = inputs.iter().map(|input| part(input, rank, output.size()[0]));
+                let parts = parts.collect::<std::result::Result<Vec<_>, _>>()?;
+                add_in_order(onto, output, &parts)
+            })
+            .collect::<std::result::Result<_, _>>()?,
         Operation::AllToAll => ranks
             .map(|rank| {
                 let count = inputs[rank].size()[0] / inputs.len() as i64;
@@ -271,4 +351,20 @@ fn reduce(reduction: Reduction, inputs: &[Tensor]) -> std::result::Result<Tensor
             Ok(level[0].copy())
         }
     }
+}
+
+/// Adds terms, given in rank order, to `output`'s content or to nothing; the sum is a new tensor.
+fn add_in_order(
+    onto: Onto,
+    output: &Tensor,
+    terms: &[Tensor],
+) -> std::result::Result<Tensor, TchError> {
+    let (mut sum, rest) = match onto {
+        Onto::Nothing => (terms[0].f_to_dtype(output.kind(), false, true)?, &terms[1..]),
+        Onto::Output => (output.copy(), terms),
+    };
+    for term in rest {
+        sum = sum.f_add(&term.f_to_kind(output.kind())?)?;
+    }
+    Ok(sum)
 }

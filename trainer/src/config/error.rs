@@ -107,20 +107,29 @@ pub enum ConfigError {
         /// What to write instead.
         remedy: String,
     },
-    /// The number of ranks does not fit the plan.
+    /// There are ranks without work.
     #[error(
-        "batch.micro_batches = {micro_batches} does not divide over {ranks} ranks \
-         ({micro_batches} % {ranks} = {}); use {} ranks, or set batch.micro_batches to a multiple \
-         of {ranks} such as {}",
-        micro_batches % ranks,
-        divisors_in_words(*micro_batches),
-        micro_batches.next_multiple_of(*ranks)
+        "batch.micro_batches = {micro_batches} is fewer than the {ranks} ranks, so that some would \
+         have no work; use at most {micro_batches} ranks, or set batch.micro_batches to {ranks} or \
+         more (a multiple of the ranks wastes nothing)"
     )]
     Ranks {
         /// Micro-batches in a step, over all ranks.
         micro_batches: u64,
         /// Ranks of the run; above 0.
         ranks: u64,
+    },
+    /// Shard groups do not fill the ranks.
+    #[error(
+        "parallel.shard_degree = {shard_degree} does not divide the {ranks} ranks; use {}, or 0 for \
+         all ranks",
+        divisors_in_words(*ranks as u64)
+    )]
+    ShardDegree {
+        /// Ranks of a shard group.
+        shard_degree: usize,
+        /// Ranks of the run; above 0.
+        ranks: usize,
     },
     /// The table of keys allows what the tables of the file do not: a defect of this program.
     #[error("{}: {message}; expected the schema to refuse this: please report it", path.display())]

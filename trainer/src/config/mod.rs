@@ -31,9 +31,9 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group, GroupPlan,
-    MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Rule, RunPlan, SamplePlan,
-    Schedule, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
+    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
+    Rule, RunPlan, SamplePlan, Schedule, Tokenizer, Validation,
 };
 use run_config::RunConfig;
 

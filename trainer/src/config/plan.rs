@@ -64,22 +64,22 @@ impl Plan {
         })
     }
 
-    /// Checks that the micro-batches of a step divide over `ranks`; each rank then computes
-    /// `micro_batches / ranks` of them.
+    /// Checks that the plan can be carried out by this many ranks.
     ///
     /// # Errors
-    /// [`ConfigError::Ranks`] if they do not.
-    ///
-    /// # Panics
-    /// If `ranks` is 0.
+    /// [`ConfigError::Ranks`] if there are more ranks than micro-batches,
+    /// [`ConfigError::ShardDegree`] if shard groups do not fill the ranks.
     pub fn check_ranks(&self, ranks: usize) -> Result<(), ConfigError> {
-        let (micro_batches, ranks) = (self.batch.micro_batches, ranks as u64);
         assert!(ranks > 0, "a run has at least one rank");
-        if micro_batches.is_multiple_of(ranks) {
-            Ok(())
-        } else {
-            Err(ConfigError::Ranks { micro_batches, ranks })
+        let micro_batches = self.batch.micro_batches;
+        if micro_batches < ranks as u64 {
+            return Err(ConfigError::Ranks { micro_batches, ranks: ranks as u64 });
         }
+        let shard_degree = self.parallel.shard_degree;
+        if shard_degree > 0 && !ranks.is_multiple_of(shard_degree) {
+            return Err(ConfigError::ShardDegree { shard_degree, ranks });
+        }
+        Ok(())
     }
 }
 
@@ -297,6 +297,18 @@ pub struct MemoryPlan {
     pub recompute: Recompute,
     /// Rows of the head (tokens) whose logits exist at once; above 0.
     pub logits_rows: usize,
+    /// Where masters and optimizer state live.
+    pub optimizer: Home,
+}
+
+/// Where masters and optimizer state live, and where the update runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Home {
+    /// Where the layers run.
+    Device,
+    /// In host memory; Ren et al. 2021 (ZeRO-Offload), arXiv:2101.06840.
+    Host,
 }
 
 /// What is computed again in backward instead of kept.
@@ -314,12 +326,44 @@ pub enum Recompute {
 /// `[parallel]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParallelPlan {
-    /// The ZeRO stage.
+    /// The ZeRO stage, 0 to 3; Rajbhandari et al. 2020, arXiv:1910.02054.
     pub zero: u64,
+    /// Ranks that hold one copy of the sharded state together; 0 for all ranks.
+    pub shard_degree: usize,
+    /// How gradients are summed.
+    pub reduction: Reduction,
+    /// Units that stage 3 gathers ahead of their use.
+    pub prefetch_units: usize,
+    /// Units of at most this many parameters are whole at stage 3 too.
+    pub keep_gathered_numel: usize,
+    /// What carries tensors between ranks.
+    pub backend: Backend,
     /// Threads of a rank; 0 for cores / local ranks, which only the launched ranks know.
     pub threads: usize,
     /// Whether ranks compare their collective calls before each.
     pub check: bool,
+}
+
+/// How gradients of micro-batches are summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// In the order of micro-batches: equal bits at any number of ranks.
+    Exact,
+    /// At stages 0 and 1 by rank: one reduction a step, whatever the micro-batches.
+    Fast,
+}
+
+/// What carries tensors between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// NCCL where every rank has a GPU of its own, else MPI.
+    Auto,
+    /// MPI; device memory goes through the host.
+    Mpi,
+    /// NCCL.
+    Nccl,
 }
 
 /// `[eval]`.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
-use super::{Device, Recompute, Tokenizer};
+use super::{Backend, Device, Home, Recompute, Reduction, Tokenizer};
 use crate::model::config::Precision;
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
@@ -186,12 +186,18 @@ pub(super) enum ScheduleName {
 pub(super) struct MemoryTable {
     pub(super) recompute: Option<Recompute>,
     pub(super) logits_rows: Option<usize>,
+    pub(super) optimizer: Option<Home>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ParallelTable {
     pub(super) zero: Option<u64>,
+    pub(super) shard_degree: Option<usize>,
+    pub(super) reduction: Option<Reduction>,
+    pub(super) prefetch_units: Option<usize>,
+    pub(super) keep_gathered_numel: Option<usize>,
+    pub(super) backend: Option<Backend>,
     pub(super) threads: Option<usize>,
     pub(super) check: Option<bool>,
 }

@@ -156,8 +156,14 @@ pub(super) const KEYS: &[Key] = &[
 
     key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),
     key("memory.logits_rows", Count, "the rows of the head computed at once, 0 to have it chosen"),
+    key("memory.optimizer", OneOf(&["device", "host"]), "where masters and optimizer state live"),
 
-    key("parallel.zero", Count, "the ZeRO stage"),
+    key("parallel.zero", Count, "the ZeRO stage, 0 to 3"),
+    key("parallel.shard_degree", Count, "the ranks that hold one copy of the sharded state, 0 for all"),
+    key("parallel.reduction", OneOf(&["exact", "fast"]), "how gradients are summed"),
+    key("parallel.prefetch_units", Count, "the units that stage 3 gathers ahead of their use"),
+    key("parallel.keep_gathered_numel", Count, "the parameters up to which stage 3 leaves a unit whole"),
+    key("parallel.backend", OneOf(&["auto", "mpi", "nccl"]), "what carries tensors between ranks"),
     key("parallel.threads", Count, "the threads of a rank, 0 for cores / local ranks"),
     key("parallel.check", Flag, "whether ranks compare their collective calls before each"),
 

@@ -24,6 +24,8 @@ pub use jsonl::MetricsFile;
 pub use memory::peak_resident_bytes;
 pub use mfu::mfu;
 pub use progress::Progress;
-pub use record::{EvalRecord, Phase, Record, StepRecord};
+pub use record::{
+    Communication, EvalRecord, MemoryByCategory, OperationCount, Phase, Record, StepRecord,
+};
 pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;

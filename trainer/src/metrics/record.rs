@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use grove_parallel::collective::{OperationTotals, StepTotals};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// A part of a step whose time is measured on its own.
@@ -11,6 +12,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub enum Phase {
     /// Waiting for this rank's next batch.
     Data,
+    /// Waiting for the gathers of working copies that compute did not hide.
+    Gather,
     /// The forward pass of all micro-batches up to the last block.
     Forward,
     /// Final norm, output product and loss, forward and backward in one go.
@@ -31,6 +34,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Self::Data => "data",
+            Self::Gather => "gather",
             Self::Forward => "forward",
             Self::Head => "head",
             Self::Backward => "backward",
@@ -78,9 +82,83 @@ pub struct StepRecord {
     pub peak_memory_bytes: u64,
     /// Energy of this step in joules; `None` where it cannot be measured.
     pub energy_joules: Option<f64>,
+    /// What this rank has exchanged with others since the last record.
+    #[serde(default)]
+    pub communication: Communication,
+    /// The most memory of each category on this rank since the run began, in bytes.
+    #[serde(default)]
+    pub memory_bytes: MemoryByCategory,
     /// Model FLOPs since the run began, this step included, over all ranks.
     #[serde(deserialize_with = "nan_from_null")]
     pub total_flops: f64,
+}
+
+/// Calls between ranks, as one rank saw them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Communication {
+    /// Seconds that the calls took from their turn to their end, also behind compute.
+    pub seconds: f64,
+    /// Seconds that this rank waited for them: what compute did not hide.
+    pub exposed_seconds: f64,
+    /// By operation.
+    pub operations: BTreeMap<String, OperationCount>,
+}
+
+/// Calls of one operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationCount {
+    /// How many.
+    pub calls: u64,
+    /// Elements of their larger buffers.
+    pub elements: u64,
+    /// Bytes of their larger buffers.
+    pub bytes: u64,
+}
+
+impl From<&StepTotals> for Communication {
+    fn from(totals: &StepTotals) -> Self {
+        let operations = totals.by_operation.iter().map(|(name, operation)| {
+            let OperationTotals { calls, elements, bytes } = *operation;
+            ((*name).to_owned(), OperationCount { calls, elements, bytes })
+        });
+        Self {
+            seconds: totals.communication_seconds,
+            exposed_seconds: totals.exposed_seconds,
+            operations: operations.collect(),
+        }
+    }
+}
+
+/// Bytes by what they are for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryByCategory {
+    /// Working copies that stay.
+    pub parameters: u64,
+    /// Master weights, where they are not the working copies.
+    pub masters: u64,
+    /// Gradient accumulators.
+    pub gradients: u64,
+    /// The optimizer's state.
+    pub optimizer_state: u64,
+    /// What waited for its backward at the end of a forward.
+    pub activations: u64,
+    /// Gathered working copies, and gradients on their way.
+    pub buffers: u64,
+}
+
+impl MemoryByCategory {
+    /// Each category by its name.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, u64); 6] {
+        [
+            ("parameters", self.parameters),
+            ("masters", self.masters),
+            ("gradients", self.gradients),
+            ("optimizer_state", self.optimizer_state),
+            ("activations", self.activations),
+            ("buffers", self.buffers),
+        ]
+    }
 }
 
 /// What one evaluation found.

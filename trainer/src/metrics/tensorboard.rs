@@ -15,7 +15,7 @@ use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::scalar;
 
 use super::append_file::AppendFile;
-use super::{Error, EvalRecord, Record, StepRecord};
+use super::{Communication, Error, EvalRecord, Record, StepRecord};
 
 /// The format version that TensorBoard expects in the first event of a file.
 const FILE_VERSION: &str = "brain.Event:2";
@@ -132,6 +132,20 @@ fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
         ("cost/peak_memory_bytes".to_string(), record.peak_memory_bytes as f64),
     ];
     scalars.extend(record.energy_joules.map(|joules| ("cost/energy_joules".to_string(), joules)));
+    let Communication { seconds, exposed_seconds, operations } = &record.communication;
+    scalars.push(("communication/seconds".to_string(), *seconds));
+    scalars.push(("communication/exposed_seconds".to_string(), *exposed_seconds));
+    scalars.extend(
+        operations
+            .iter()
+            .map(|(name, count)| (format!("communication_bytes/{name}"), count.bytes as f64)),
+    );
+    scalars.extend(
+        record
+            .memory_bytes
+            .named()
+            .map(|(category, bytes)| (format!("memory_bytes/{category}"), bytes as f64)),
+    );
     scalars.extend(
         record
             .phases

@@ -17,8 +17,9 @@ use super::*;
 
 mod costs;
 
-const ALL_PHASES: [Phase; 7] = [
+const ALL_PHASES: [Phase; 8] = [
     Phase::Data,
+    Phase::Gather,
     Phase::Forward,
     Phase::Head,
     Phase::Backward,
@@ -41,6 +42,15 @@ fn step_record(step: u64) -> StepRecord {
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
         peak_memory_bytes: 1_288_490_189,
         energy_joules: Some(12.5),
+        communication: Communication {
+            seconds: 0.03,
+            exposed_seconds: 0.01,
+            operations: BTreeMap::from([(
+                "all_gather".to_owned(),
+                OperationCount { calls: 10, elements: 1 << 20, bytes: 1 << 21 },
+            )]),
+        },
+        memory_bytes: MemoryByCategory { parameters: 68 << 20, ..MemoryByCategory::default() },
         total_flops: 1e20,
     }
 }
@@ -209,6 +219,8 @@ fn events_are_on_the_disk_after_each_record() {
     assert_eq!(scalars["train/loss"], 2.12344);
     assert_eq!(scalars["phase_seconds/forward"], 0.06);
     assert_eq!(scalars["cost/energy_joules"], 12.5);
+    assert_eq!(scalars["communication_bytes/all_gather"], (1 << 21) as f32);
+    assert_eq!(scalars["memory_bytes/parameters"], (68 << 20) as f32);
     assert_eq!(scalars["cost/total_flops"], 1e20);
     assert_eq!(scalars_of(&events[3])["val/loss"], 2.0312);
 }

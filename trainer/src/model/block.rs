@@ -62,6 +62,17 @@ pub struct Saved {
     inner: Option<Inner>,
 }
 
+impl Saved {
+    /// Bytes that wait for the backward.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        let Some(inner) = &self.inner else { return bytes(&self.x) };
+        let whole = [&self.x, &inner.qkv, &inner.attention.out, &inner.x2, &inner.up];
+        let kept = [&inner.h_attention, &inner.h_mlp, &inner.act];
+        whole.into_iter().chain(kept.into_iter().flatten()).map(bytes).sum()
+    }
+}
+
 /// The values inside a block that its backward reads.
 #[derive(Debug)]
 struct Inner {

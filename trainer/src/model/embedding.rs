@@ -34,10 +34,10 @@ pub fn forward(
     (rows.view([b, s, -1]) + positions).view([b * s, -1])
 }
 
-/// Adds the gradient of the looked-up rows to the accumulators, in an order that does not depend
+/// Adds the gradient of the looked-up rows to `grads`, wide buffers, in an order that does not depend
 /// on threads.
 ///
-/// `token_grads` says whether the token table's accumulator is replaced or added to, which differs
+/// `token_grads` says whether the token table's gradient is replaced or added to, which differs
 /// from `grads` when the table is the head's output matrix too and the head came first.
 ///
 /// # Shapes
@@ -51,8 +51,8 @@ pub fn backward(
 ) {
     let ids = tokens.view(-1);
     let (b, s) = tokens.size2().expect("tokens are [B, S]");
-    let mut target = Grads { accumulate: token_grads, ..*grads }.ready_to_add(TOKENS);
-    let mut positions = learned_positions.then(|| grads.ready_to_add(POSITIONS).narrow(0, 0, s));
+    let mut target = Grads { accumulate: token_grads, ..*grads }.open(compute, TOKENS);
+    let mut positions = learned_positions.then(|| grads.open(compute, POSITIONS).narrow(0, 0, s));
     if compute.has_kernels() {
         return add_rows_kernel(compute, &mut target, positions.as_mut(), (&ids, dx));
     }

@@ -30,7 +30,7 @@ pub struct HeadWeights<'a> {
     pub output: Weights<'a>,
 }
 
-/// The accumulators that belong to [`HeadWeights`].
+/// Where the gradients of [`HeadWeights`] go: wide buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadGrads<'a> {
     /// The unit of the final norm.

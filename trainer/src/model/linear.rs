@@ -56,7 +56,9 @@ impl Projection {
             Orientation::InOut => grads.add_product(compute, self.weights.clone(), x, dy),
         }
         if let Some(bias) = self.bias {
-            add_column_sums(compute, dy, &mut grads.ready_to_add(bias));
+            let mut sum = grads.open(compute, bias);
+            add_column_sums(compute, dy, &mut sum);
+            grads.close(bias, &sum);
         }
         compute.product(dy, &self.input_by_output(weights).tr())
     }

@@ -1,7 +1,7 @@
 //! RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467, eq. 4) and LayerNorm (Ba et al. 2016,
 //! arXiv:1607.06450, eq. 4), forward and backward, with statistics in the accumulation dtype.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::compute::{Compute, per_element};
 use super::config::NormKind;
@@ -88,9 +88,9 @@ impl Norm {
             None => wide,
         };
         let normalized = centered * &rstd;
-        add_rows(&mut grads.ready_to_add(self.index.weight), &(&dy * &normalized), kind);
+        put_row_sum(compute, grads, self.index.weight, &(&dy * &normalized));
         if let Some(bias) = self.index.bias {
-            add_rows(&mut grads.ready_to_add(bias), &dy, kind);
+            put_row_sum(compute, grads, bias, &dy);
         }
         let scaled = dy * weights.get(self.index.weight).to_kind(kind);
         let along = row_mean(&(&scaled * &normalized));
@@ -143,8 +143,8 @@ impl Norm {
     ) -> Tensor {
         let (weight, bias) = self.parameters(weights);
         let mut dx = x.empty_like();
-        let mut d_weight = grads.ready_to_add(self.index.weight);
-        let mut d_bias = self.index.bias.map(|bias| grads.ready_to_add(bias));
+        let mut d_weight = grads.open(compute, self.index.weight);
+        let mut d_bias = self.index.bias.map(|bias| grads.open(compute, bias));
         per_element!(compute, E => {
             let (x, weight) = (view::slice::<E>(x), view::slice::<E>(&weight));
             let (rstd, eps) = (view::slice(&statistics.rstd), self.eps as f32);
@@ -168,6 +168,10 @@ impl Norm {
                 }
             }
         });
+        grads.close(self.index.weight, &d_weight);
+        if let (Some(bias), Some(d_bias)) = (self.index.bias, &d_bias) {
+            grads.close(bias, d_bias);
+        }
         dx
     }
 
@@ -181,6 +185,8 @@ fn row_mean(x: &Tensor) -> Tensor {
     x.mean_dim([-1i64].as_slice(), true, x.kind())
 }
 
-fn add_rows(target: &mut Tensor, rows: &Tensor, kind: Kind) {
-    let _ = target.g_add_(&rows.sum_dim_intlist([0i64].as_slice(), false, kind));
+fn put_row_sum(compute: &Compute, grads: &Grads<'_>, index: usize, rows: &Tensor) {
+    let mut sum = grads.open(compute, index);
+    let _ = sum.g_add_(&rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation()));
+    grads.close(index, &sum);
 }

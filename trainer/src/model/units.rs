@@ -1,6 +1,6 @@
 //! Which parameters a model has: named as in Hugging Face checkpoints, grouped into units.
 //!
-//! A unit is what is kept, reduced and (later) gathered together: the embedding, each block, the
+//! A unit is what is kept, reduced and gathered together: the embedding, each block, the
 //! final norm with the head. Shapes are Hugging Face's own, so that a checkpoint needs no
 //! conversion: Llama keeps `[out, in]` matrices apart, GPT-2 keeps `[in, out]` ones and fuses
 //! q, k and v (`Conv1D`).
@@ -42,6 +42,9 @@ pub struct UnitSpec {
     pub name: String,
     /// The parameters in storage order.
     pub params: Vec<ParamSpec>,
+    /// Whether the gradient of one micro-batch is a sum of parts (chunks of the head, rows of
+    /// tokens), which are added in the accumulation dtype.
+    pub gradient_in_parts: bool,
 }
 
 /// How a weight matrix is stored.
@@ -136,7 +139,11 @@ impl Builder {
     }
 
     fn finish(self, name: String) -> UnitSpec {
-        UnitSpec { name, params: self.params }
+        UnitSpec { name, params: self.params, gradient_in_parts: false }
+    }
+
+    fn finish_in_parts(self, name: &str) -> UnitSpec {
+        UnitSpec { gradient_in_parts: true, ..self.finish(name.to_owned()) }
     }
 }
 
@@ -154,7 +161,7 @@ fn llama(spec: &DecoderSpec) -> UnitMap {
     let (d, v) = (spec.hidden_size as i64, spec.vocab_size as i64);
     let mut embedding = Builder::new("model.");
     embedding.add("embed_tokens.weight", &[v, d], Role::Embedding, plain);
-    let mut units = vec![embedding.finish("embedding".into())];
+    let mut units = vec![embedding.finish_in_parts("embedding")];
     let mut block = None;
     for layer in 0..spec.num_layers {
         let mut builder = Builder::new(format!("model.layers.{layer}."));
@@ -166,7 +173,7 @@ fn llama(spec: &DecoderSpec) -> UnitMap {
     if !spec.tied {
         head.add("lm_head.weight", &[v, d], Role::Head, plain);
     }
-    units.push(head.finish("head".into()));
+    units.push(head.finish_in_parts("head"));
     UnitMap { units, block: block.expect("the config refuses a model without layers") }
 }
 
@@ -203,7 +210,7 @@ fn gpt2(spec: &DecoderSpec) -> UnitMap {
     let mut embedding = Builder::new("transformer.");
     embedding.add("wte.weight", &[v, d], Role::Embedding, plain);
     embedding.add("wpe.weight", &[max as i64, d], Role::Embedding, plain);
-    let mut units = vec![embedding.finish("embedding".into())];
+    let mut units = vec![embedding.finish_in_parts("embedding")];
     let mut block = None;
     for layer in 0..spec.num_layers {
         let mut builder = Builder::new(format!("transformer.h.{layer}."));
@@ -212,7 +219,7 @@ fn gpt2(spec: &DecoderSpec) -> UnitMap {
     }
     let mut head = Builder::new("transformer.");
     head.norm("ln_f", spec);
-    units.push(head.finish("head".into()));
+    units.push(head.finish_in_parts("head"));
     UnitMap { units, block: block.expect("the config refuses a model without layers") }
 }
 

@@ -32,45 +32,59 @@ impl Weights<'_> {
     }
 }
 
-/// Whether a gradient replaces what its buffer holds (first micro-batch of a step) or adds to it.
+/// Whether a gradient replaces what its buffer holds (the first part of it) or adds to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accumulate {
     /// Replace: the buffer's old content is never read, so it needs no zeroing pass.
     Overwrite,
-    /// Add to what earlier micro-batches left.
+    /// Add to what earlier parts left.
     Add,
 }
 
-/// The gradient accumulators of one unit, f32 (f64 when computing in f64).
+/// Where the gradient of one micro-batch of one unit goes: the compute dtype, to which each value is
+/// rounded once, or the accumulation dtype where a gradient comes in parts.
 #[derive(Clone, Copy, Debug)]
 pub struct Grads<'a> {
     /// Names, shapes and offsets.
     pub layout: &'a UnitLayout,
     /// The flat buffer, at least `layout.padded_numel()` elements.
     pub flat: &'a Tensor,
-    /// Replace or add.
+    /// Replace or add. Adding needs a buffer of the accumulation dtype.
     pub accumulate: Accumulate,
 }
 
 impl Grads<'_> {
-    /// The accumulator of parameter `index` as a view in its own shape, ready to be added to:
-    /// zeroed first if this micro-batch is to replace its content.
-    pub fn ready_to_add(&self, index: usize) -> Tensor {
+    /// A sum in the accumulation dtype to add the gradient of parameter `index` to, in its shape:
+    /// a view of the buffer if that has the dtype, else apart. [`Grads::close`] brings it home.
+    pub fn open(&self, compute: &Compute, index: usize) -> Tensor {
         let mut view = view_of(self.layout, self.flat, index);
+        if view.kind() != compute.accumulation() {
+            debug_assert_eq!(self.accumulate, Accumulate::Overwrite, "parts are added wide");
+            return Tensor::zeros(view.size(), (compute.accumulation(), view.device()));
+        }
         if self.accumulate == Accumulate::Overwrite {
             let _ = view.zero_();
         }
         view
     }
 
-    /// Adds `a^T b` to the accumulators of parameters `range`, stacked along dim 0.
+    /// Rounds a sum of [`Grads::open`] to the buffer, unless it lies there already.
+    pub fn close(&self, index: usize, sum: &Tensor) {
+        let mut view = view_of(self.layout, self.flat, index);
+        if view.data_ptr() != sum.data_ptr() {
+            view.copy_(sum);
+        }
+    }
+
+    /// Puts or adds `a^T b` to parameters `range`, stacked along dim 0.
     ///
     /// # Shapes
-    /// - `a`: `[N, rows]`, `b`: `[N, columns]`, compute dtype; the stacked accumulators are
+    /// - `a`: `[N, rows]`, `b`: `[N, columns]`, compute dtype; the stacked gradient is
     ///   `[rows, columns]`
     ///
-    /// In f32 and f64, and where bf16 is widened, the product accumulates in place; in bf16 it is
-    /// rounded to bf16 once and added in f32.
+    /// The product is rounded once to the compute dtype where the buffer has it. Into a wide buffer
+    /// products of f32, f64 and widened bf16 accumulate in place; others are rounded to bf16 once
+    /// and added in f32.
     pub fn add_product(
         &self,
         compute: &Compute,
@@ -83,7 +97,7 @@ impl Grads<'_> {
             Products::Native => (a.shallow_clone(), b.shallow_clone()),
             Products::Widened => (wide(a), wide(b)),
         };
-        if let (Some(target), true) = (&joint, a.kind() == compute.accumulation()) {
+        if let (Some(target), true) = (&joint, a.kind() == self.flat.kind()) {
             match self.accumulate {
                 Accumulate::Overwrite => drop(a.tr().mm_out(target, &b)),
                 Accumulate::Add => drop(target.shallow_clone().addmm_(&a.tr(), &b)),
@@ -106,7 +120,8 @@ impl Grads<'_> {
     }
 
     fn add(&self, compute: &Compute, mut target: Tensor, product: &Tensor) {
-        if compute.has_kernels() && product.kind() == Kind::BFloat16 {
+        let widens = product.kind() == Kind::BFloat16 && target.kind() == Kind::Float;
+        if compute.has_kernels() && widens {
             let target = view::slice_mut::<f32>(&mut target);
             let product = view::slice::<half::bf16>(product);
             match self.accumulate {

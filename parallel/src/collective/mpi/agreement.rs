@@ -2,11 +2,11 @@
 
 use super::wire::Wire;
 use crate::{
-    collective::{Call, Dtype, Operation, Reduction},
+    collective::{Call, Dtype, Onto, Operation, Reduction},
     error::{Error, Result},
 };
 
-/// Words of a record: sequence, operation, detail (reduction or root), dtype, count, hash of the
+/// Words of a record: sequence, operation, detail (reduction, onto or root), dtype, count, hash of the
 /// whole name, length of the kept part of the name, and that part.
 const RECORD_WORDS: usize = 7 + NAME_WORDS;
 
@@ -18,20 +18,24 @@ const WORD_BYTES: usize = size_of::<u64>();
 const REDUCTIONS: [Reduction; 4] =
     [Reduction::Sum, Reduction::TreeSum, Reduction::Max, Reduction::Min];
 
-/// Compares `call` with what every other rank is in.
+const ONTO: [Onto; 2] = [Onto::Nothing, Onto::Output];
+
+/// Compares `call` with what every other rank of the wire is in. All but the sequence counts: the
+/// calls of one wire are compared one after another, and those of other groups are none of its.
 ///
 /// # Errors
-/// [`Error::CallsDiffer`], on all ranks alike, with rank 0 and the first that differs from it.
+/// [`Error::CallsDiffer`], on all ranks alike, with the first rank and the first that differs.
 pub(super) fn agree(wire: &Wire, call: &Call) -> Result<()> {
     let records = wire.all_gather_words(encode(call).to_vec())?;
     let (first, rest) = records.split_at(RECORD_WORDS);
-    let differing = rest.chunks(RECORD_WORDS).enumerate().find(|(_, record)| *record != first);
+    let differs = |record: &[u64]| record[1..] != first[1..];
+    let differing = rest.chunks(RECORD_WORDS).enumerate().find(|(_, record)| differs(record));
     match differing {
         None => Ok(()),
         Some((index, record)) => Err(Error::CallsDiffer {
-            first_rank: 0,
+            first_rank: wire.rank_in_run(0),
             first: Box::new(decode(first)),
-            second_rank: index + 1,
+            second_rank: wire.rank_in_run(index + 1),
             second: Box::new(decode(record)),
         }),
     }
@@ -45,6 +49,7 @@ fn encode(call: &Call) -> [u64; RECORD_WORDS] {
         Operation::Broadcast { root } => (3, root as u64),
         Operation::AllToAll => (4, 0),
         Operation::Barrier => (5, 0),
+        Operation::OrderedReduceScatter(onto) => (6, place_in(&ONTO, onto)),
     };
     // A barrier's dtype is one past the codes of those there are.
     let dtype = call.dtype.map_or(Dtype::ALL.len() as u64, |dtype| place_in(&Dtype::ALL, dtype));
@@ -77,6 +82,7 @@ fn decode(record: &[u64]) -> Call {
         2 => Operation::ReduceScatter(reduction()),
         3 => Operation::Broadcast { root: detail },
         4 => Operation::AllToAll,
+        6 => Operation::OrderedReduceScatter(ONTO[detail.min(ONTO.len() - 1)]),
         _ => Operation::Barrier,
     };
     let mut name: Vec<u8> = record[7..].iter().flat_map(|word| word.to_le_bytes()).collect();

@@ -1,12 +1,21 @@
 //! The arithmetic of reductions: contributions in rank order become one.
 
-use crate::collective::Reduction;
+use crate::collective::{Onto, Reduction};
 
 /// Elements that go through the contributions together, so that sums stay in the first cache.
 const BLOCK_ELEMENTS: usize = 1024;
 
-/// A number that can be reduced. Every bit pattern of its size is one.
-pub(super) trait Element: Copy + Default {
+/// A number in tensor memory. Every bit pattern of its size is one.
+pub(super) trait Number: Copy {}
+
+impl Number for f32 {}
+impl Number for f64 {}
+impl Number for i32 {}
+impl Number for i64 {}
+impl Number for Bf16 {}
+
+/// A number that can be reduced.
+pub(super) trait Element: Number + Default {
     fn plus(self, other: Self) -> Self;
     fn larger(self, other: Self) -> Self;
     fn smaller(self, other: Self) -> Self;
@@ -53,6 +62,65 @@ float_element!(f32);
 float_element!(f64);
 integer_element!(i32);
 integer_element!(i64);
+
+/// The bits of a bfloat16: the upper half of the f32 of the same value.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Bf16(pub(super) u16);
+
+/// A number that can be a term of an ordered sum.
+pub(super) trait Term: Number {
+    /// What sums are kept in.
+    type Sum: Element;
+
+    /// The same value as a sum.
+    fn widen(self) -> Self::Sum;
+}
+
+impl Term for Bf16 {
+    type Sum = f32;
+
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+impl Term for f32 {
+    type Sum = f32;
+
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Term for f64 {
+    type Sum = f64;
+
+    fn widen(self) -> f64 {
+        self
+    }
+}
+
+/// Fills `output` with `((base + t_0) + t_1) + ...` of each element, where `base` is what it
+/// holds, or nothing. There is at least one of `terms`, and all are as long as `output`.
+pub(super) fn add_in_order<T: Term>(output: &mut [T::Sum], onto: Onto, terms: &[&[T]]) {
+    for (block, output) in output.chunks_mut(BLOCK_ELEMENTS).enumerate() {
+        let start = block * BLOCK_ELEMENTS;
+        let end = start + output.len();
+        let rest = match onto {
+            Onto::Output => terms,
+            Onto::Nothing => {
+                let first = &terms[0][start..end];
+                output.iter_mut().zip(first).for_each(|(sum, &term)| *sum = term.widen());
+                &terms[1..]
+            }
+        };
+        for term in rest {
+            let term = &term[start..end];
+            output.iter_mut().zip(term).for_each(|(sum, &term)| *sum = sum.plus(term.widen()));
+        }
+    }
+}
 
 /// Replaces `own`, the contribution of rank `rank`, by the reduction of all ranks' contributions.
 ///

@@ -7,6 +7,8 @@
 //! buffer, the least there is (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002).
 #![allow(unsafe_code, reason = "tensor memory is viewed as raw regions and typed slices")]
 
+mod ordered;
+
 use std::{collections::VecDeque, ops::Range};
 
 use tch::Tensor;
@@ -57,9 +59,26 @@ struct Reducing {
     results: Vec<Region>,
 }
 
+/// One piece of this rank's share, of which all contributions are here.
+struct Piece {
+    /// Its number, from 0.
+    step: usize,
+    /// Bytes of all pieces but the last.
+    piece_bytes: usize,
+    /// This rank's contribution.
+    own: Region,
+    /// Those of the peers, in rank order.
+    peers: Vec<Region>,
+}
+
 impl Exchange {
     pub(super) fn new(wire: Wire, check: bool) -> Self {
         Self { wire, check, scratch: Vec::new() }
+    }
+
+    /// The exchange of a group, `members`; see [`Wire::split`].
+    pub(super) fn split(&self, members: &[usize]) -> Result<Self> {
+        Ok(Self::new(self.wire.split(members)?, self.check))
     }
 
     /// Carries out one call. On an error, messages may still be under way.
@@ -91,6 +110,9 @@ impl Exchange {
                 let (own, results) = (output, Vec::new());
                 self.reduce(&Reducing { dtype, reduction, contributions, own, results })
             }
+            Operation::OrderedReduceScatter(onto) => {
+                self.add_in_order(dtype, onto, &equal_parts(input, degree), output)
+            }
             Operation::AllGather => {
                 let parts = equal_parts(output, degree);
                 parts[rank].copy_from(input);
@@ -117,56 +139,69 @@ impl Exchange {
 
     /// Reduces the own share piece by piece, and passes the pieces on if anyone wants them.
     fn reduce(&mut self, reducing: &Reducing) -> Result<()> {
+        let Reducing { dtype, reduction, contributions, own, results } = reducing;
+        let mut passing = VecDeque::new();
+        self.each_piece(contributions, *own, |exchange, piece| {
+            let Piece { step, piece_bytes, own, peers } = piece;
+            reduce_region(*dtype, *reduction, own, exchange.wire.rank(), &peers);
+            if !results.is_empty() {
+                passing.push_back(exchange.pass_on(results, own, step, piece_bytes)?);
+            }
+            if passing.len() > DEPTH
+                && let Some(mut oldest) = passing.pop_front()
+            {
+                exchange.wire.wait(&mut oldest)?;
+            }
+            Ok(())
+        })?;
+        passing.iter_mut().try_for_each(|messages| self.wire.wait(messages))
+    }
+
+    /// Collects the contributions to the own share piece by piece, with several under way, and
+    /// calls `finish` with each. Gives this rank's `contributions` to the peers' shares meanwhile.
+    fn each_piece(
+        &mut self,
+        contributions: &[Region],
+        own: Region,
+        mut finish: impl FnMut(&Self, Piece) -> Result<()>,
+    ) -> Result<()> {
         let num_peers = self.wire.degree() - 1;
         let piece_bytes = (2 * MAX_PIECE_BYTES / num_peers.max(1))
             .next_power_of_two()
             .clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
         let scratch = self.scratch(DEPTH * num_peers * piece_bytes);
-        let longest = reducing.contributions.iter().map(|region| region.bytes()).max().unwrap_or(0);
+        let longest = contributions.iter().map(|region| region.bytes()).max().unwrap_or(0);
         let num_steps = longest.div_ceil(piece_bytes);
+        let arriving = |step: usize| -> Piece {
+            let own = piece(own, step, piece_bytes);
+            let waits = |peer| scratch_piece(scratch, (step, peer, num_peers), piece_bytes, own);
+            Piece { step, piece_bytes, own, peers: (0..num_peers).map(waits).collect() }
+        };
         let mut slots: [Messages; DEPTH] = Default::default();
-        let mut passing = VecDeque::new();
         for (step, slot) in slots.iter_mut().enumerate().take(num_steps) {
-            self.collect(reducing, scratch, step, piece_bytes, slot)?;
+            self.collect(contributions, &arriving(step), slot)?;
         }
         for step in 0..num_steps {
-            self.wire.wait(&mut slots[step % DEPTH])?;
-            let own = piece(reducing.own, step, piece_bytes);
-            let peers: Vec<Region> = (0..num_peers)
-                .map(|peer| scratch_piece(scratch, (step, peer, num_peers), piece_bytes, own))
-                .collect();
-            reduce_region(reducing.dtype, reducing.reduction, own, self.wire.rank(), &peers);
-            if !reducing.results.is_empty() {
-                passing.push_back(self.pass_on(&reducing.results, own, step, piece_bytes)?);
-            }
-            if passing.len() > DEPTH
-                && let Some(mut oldest) = passing.pop_front()
-            {
-                self.wire.wait(&mut oldest)?;
-            }
+            let slot = &mut slots[step % DEPTH];
+            self.wire.wait(slot)?;
+            finish(self, arriving(step))?;
             if step + DEPTH < num_steps {
-                let slot = &mut slots[step % DEPTH];
-                self.collect(reducing, scratch, step + DEPTH, piece_bytes, slot)?;
+                self.collect(contributions, &arriving(step + DEPTH), slot)?;
             }
         }
-        passing.iter_mut().try_for_each(|messages| self.wire.wait(messages))
+        Ok(())
     }
 
     /// Starts to collect the contributions to one piece of the own share, and to give those of
     /// this rank to the owners of the others.
     fn collect(
         &self,
-        reducing: &Reducing,
-        scratch: Region,
-        step: usize,
-        piece_bytes: usize,
+        contributions: &[Region],
+        arriving: &Piece,
         messages: &mut Messages,
     ) -> Result<()> {
-        let num_peers = self.wire.degree() - 1;
-        let own = piece(reducing.own, step, piece_bytes);
-        for (index, peer) in self.wire.peers().enumerate() {
-            let from_peer = scratch_piece(scratch, (step, index, num_peers), piece_bytes, own);
-            let to_peer = piece(reducing.contributions[peer], step, piece_bytes);
+        for (peer, &from_peer) in self.wire.peers().zip(&arriving.peers) {
+            let to_peer = piece(contributions[peer], arriving.step, arriving.piece_bytes);
             self.wire.receive(messages, from_peer, peer, Tag::Contribution)?;
             self.wire.send(messages, to_peer, peer, Tag::Contribution)?;
         }

@@ -23,11 +23,12 @@ use self::{exchange::Exchange, wire::Wire};
 use super::{
     Collective, Handle, Ledger,
     call::{Buffers, Call, Request},
+    group,
     handle::Completion,
 };
 use crate::error::{Error, Result};
 
-/// One rank among MPI processes. All processes of `MPI_COMM_WORLD` take part.
+/// One rank among MPI processes: all of `MPI_COMM_WORLD`, or a group of them.
 ///
 /// # Reduction order
 /// Each element is reduced by one rank, which takes the contributions in rank order (or as the
@@ -35,14 +36,22 @@ use crate::error::{Error, Result};
 /// all ranks have the same bits, from run to run, whatever the message sizes and arrival times.
 ///
 /// # Ending
-/// Dropping waits for the queued calls and finalizes MPI, which waits for the peers to do the
-/// same. A rank that stops for a reason of its own must therefore [`Collective::abort`]; one
-/// that panics does so by itself. After a failed call MPI is not finalized, and a non-zero exit
-/// status makes the launcher end the peers.
+/// Dropping it and its groups waits for the queued calls and finalizes MPI, which waits for the
+/// peers to do the same. A rank that stops for a reason of its own must therefore
+/// [`Collective::abort`]; one that panics does so by itself. After a failed call MPI is not
+/// finalized, and a non-zero exit status makes the launcher end the peers.
 #[derive(Debug)]
 pub struct MpiCollective {
     rank: usize,
     degree: usize,
+    /// The place of its exchange on the communication thread.
+    channel: usize,
+    communication: Arc<Communication>,
+}
+
+/// The communication thread as a collective and its groups see it. Ends it when dropped.
+#[derive(Debug)]
+struct Communication {
     ledger: Ledger,
     /// `None` once the queue is closed for good. The lock keeps the order of sequence numbers
     /// and the order in the queue the same.
@@ -51,11 +60,12 @@ pub struct MpiCollective {
     failure: Arc<OnceLock<Error>>,
 }
 
-/// A call on its way to the communication thread.
-struct Job {
-    call: Call,
-    buffers: Buffers,
-    completion: Arc<Completion>,
+/// Something for the communication thread to do.
+enum Job {
+    /// A call of the collective with that channel.
+    Call { channel: usize, call: Call, buffers: Buffers, completion: Arc<Completion> },
+    /// A new channel for some ranks of the one it has; answered with its number.
+    Split { channel: usize, members: Vec<usize>, answer: mpsc::Sender<Result<usize>> },
 }
 
 impl MpiCollective {
@@ -94,35 +104,69 @@ impl MpiCollective {
             .recv()
             .map_err(|_| stopped("it ended while it initialized MPI".to_owned()))??;
         let (queue, thread) = (Mutex::new(Some(queue)), Some(thread));
-        Ok(Self { rank, degree, ledger, queue, thread, failure })
+        let communication = Arc::new(Communication { ledger, queue, thread, failure });
+        Ok(Self { rank, degree, channel: 0, communication })
     }
 }
 
-/// Carries out jobs until the queue closes, then finalizes MPI unless a call failed.
+/// Carries out jobs until the queue closes, then finalizes MPI unless one failed.
 fn carry_out(
-    mut exchange: Exchange,
+    exchange: Exchange,
     jobs: &mpsc::Receiver<Job>,
     ledger: &Ledger,
     failure: &OnceLock<Error>,
 ) {
-    for Job { call, buffers, completion } in jobs {
-        let start = Instant::now();
-        let outcome = match failure.get() {
-            Some(error) => Err(error.clone()),
-            None => staging::with_host_buffers(&call, &buffers, |host| exchange.run(&call, host)),
-        };
-        if let Err(error) = &outcome {
-            failure.get_or_init(|| error.clone());
-            // MPI may still be reading and writing this memory, so it is never given back.
-            std::mem::forget(buffers);
+    let mut exchanges = vec![exchange];
+    for job in jobs {
+        let failed = failure.get().cloned().map_or(Ok(()), Err);
+        match job {
+            Job::Call { channel, call, buffers, completion } => {
+                let start = Instant::now();
+                let exchange = &mut exchanges[channel];
+                let run = |host: &Buffers| exchange.run(&call, host);
+                let outcome =
+                    failed.and_then(|()| staging::with_host_buffers(&call, &buffers, run));
+                if let Err(error) = &outcome {
+                    failure.get_or_init(|| error.clone());
+                    // MPI may still be reading and writing this memory, so it is never given back.
+                    std::mem::forget(buffers);
+                }
+                ledger.close(&call, start.elapsed().as_secs_f64());
+                completion.finish(outcome);
+            }
+            Job::Split { channel, members, answer } => {
+                let outcome = failed.and_then(|()| exchanges[channel].split(&members));
+                if let Err(error) = &outcome {
+                    failure.get_or_init(|| error.clone());
+                }
+                let channel = exchanges.len();
+                // Whoever asked waits for the answer, so it is there.
+                let _ = answer.send(outcome.map(|exchange| {
+                    exchanges.push(exchange);
+                    channel
+                }));
+            }
         }
-        ledger.close(&call, start.elapsed().as_secs_f64());
-        completion.finish(outcome);
     }
     if failure.get().is_some() {
         // Finalizing would wait for peers that are stuck in the failed call.
-        std::mem::forget(exchange);
+        std::mem::forget(exchanges);
     }
+}
+
+impl Communication {
+    /// Puts the job that `make` makes into the queue, unless an earlier one failed.
+    fn send(&self, make: impl FnOnce() -> Job) -> Result<()> {
+        if let Some(error) = self.failure.get() {
+            return Err(error.clone());
+        }
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.as_ref().ok_or_else(gone)?.send(make()).map_err(|_| gone())
+    }
+}
+
+fn gone() -> Error {
+    Error::Thread { reason: "it ended before the collective".to_owned() }
 }
 
 impl Collective for MpiCollective {
@@ -135,24 +179,34 @@ impl Collective for MpiCollective {
     }
 
     fn ledger(&self) -> &Ledger {
-        &self.ledger
+        &self.communication.ledger
     }
 
     fn submit(&self, request: Request) -> Result<Handle> {
-        if let Some(error) = self.failure.get() {
-            return Err(error.clone());
-        }
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let call = self.ledger.open(&request);
+        let Self { channel, communication, .. } = self;
         let completion = Arc::new(Completion::default());
-        let job = Job { call, buffers: request.buffers, completion: Arc::clone(&completion) };
-        let gone = || Error::Thread { reason: "it ended before the collective".to_owned() };
-        queue.as_ref().ok_or_else(gone)?.send(job).map_err(|_| gone())?;
-        Ok(Handle::pending(completion, self.ledger.clone()))
+        communication.send(|| Job::Call {
+            channel: *channel,
+            call: communication.ledger.open(&request),
+            buffers: request.buffers,
+            completion: Arc::clone(&completion),
+        })?;
+        Ok(Handle::pending(completion, communication.ledger.clone()))
     }
 
     fn abort(&self, code: i32) {
         wire::abort(code);
+    }
+
+    fn group(&self, ranks: &[usize], name: &str) -> Result<Box<dyn Collective>> {
+        group::agree(self, ranks, name)?;
+        let (answer, answered) = mpsc::channel();
+        let (parent, members) = (self.channel, ranks.to_vec());
+        self.communication.send(|| Job::Split { channel: parent, members, answer })?;
+        let channel = answered.recv().map_err(|_| gone())??;
+        let rank = ranks.iter().position(|&rank| rank == self.rank).expect("checked above");
+        let communication = Arc::clone(&self.communication);
+        Ok(Box::new(Self { rank, degree: ranks.len(), channel, communication }))
     }
 }
 
@@ -162,6 +216,11 @@ impl Drop for MpiCollective {
             // The panic hook has said why; peers must not wait for this rank.
             wire::abort(1);
         }
+    }
+}
+
+impl Drop for Communication {
+    fn drop(&mut self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = self.thread.take() {
             // A panic of the thread has been printed, and there is nothing left to undo.

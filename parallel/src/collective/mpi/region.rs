@@ -6,7 +6,7 @@ use std::{ops::Range, slice};
 
 use tch::{Device, Tensor};
 
-use super::element::Element;
+use super::element::Number;
 
 /// Bytes of a tensor on the host, or of scratch memory.
 ///
@@ -70,7 +70,7 @@ impl Region {
     ///
     /// # Safety
     /// Nothing may write to the memory while the slice lives.
-    pub(super) unsafe fn elements<'a, T: Element>(self) -> &'a [T] {
+    pub(super) unsafe fn elements<'a, T: Number>(self) -> &'a [T] {
         if self.is_empty() {
             return &[];
         }
@@ -84,7 +84,7 @@ impl Region {
     ///
     /// # Safety
     /// Nothing else may read or write the memory while the slice lives.
-    pub(super) unsafe fn elements_mut<'a, T: Element>(self) -> &'a mut [T] {
+    pub(super) unsafe fn elements_mut<'a, T: Number>(self) -> &'a mut [T] {
         if self.is_empty() {
             return &mut [];
         }
@@ -93,7 +93,7 @@ impl Region {
         unsafe { slice::from_raw_parts_mut(self.start.cast(), self.bytes / size_of::<T>()) }
     }
 
-    fn check_typed<T: Element>(self) {
+    fn check_typed<T: Number>(self) {
         assert!(
             self.start.addr().is_multiple_of(align_of::<T>())
                 && self.bytes.is_multiple_of(size_of::<T>()),

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    collective::{Call, call::Buffers},
+    collective::{Call, Onto, Operation, call::Buffers},
     error::{Error, Result},
 };
 
@@ -29,7 +29,11 @@ pub(super) fn with_host_buffers(
         }
         Buffers::Between { input, output } if output.device() != Device::Cpu => {
             let input = to_host(input).map_err(failed)?;
-            let host = pinned(&output.size(), output.kind(), output.device()).map_err(failed)?;
+            let host = match call.operation {
+                Operation::OrderedReduceScatter(Onto::Output) => to_host(output),
+                _ => pinned(&output.size(), output.kind(), output.device()),
+            }
+            .map_err(failed)?;
             (Buffers::Between { input, output: host.shallow_clone() }, host, output)
         }
         Buffers::None | Buffers::InPlace(_) | Buffers::Between { .. } => return exchange(buffers),

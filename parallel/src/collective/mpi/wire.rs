@@ -3,6 +3,7 @@
 
 use std::{
     ffi::{c_char, c_int, c_void},
+    rc::Rc,
     thread,
     time::{Duration, Instant},
 };
@@ -45,13 +46,17 @@ pub(super) enum Tag {
 #[derive(Debug, Default)]
 pub(super) struct Messages(Vec<ffi::MPI_Request>);
 
-/// The communicator of all ranks. Finalizes MPI when dropped.
+/// The communicator of all ranks, or of a group. The last one finalizes MPI when dropped.
+///
+/// Communicators of groups are left to MPI to free: freeing is collective, and ranks drop their
+/// groups when they like.
 pub(super) struct Wire {
-    // Not read: it is here for its drop, which finalizes MPI.
-    _universe: Universe,
+    // Not used: it is here for its drop, which finalizes MPI.
+    universe: Rc<Universe>,
     comm: ffi::MPI_Comm,
     rank: usize,
-    degree: usize,
+    /// By rank in the communicator: the rank in the whole run.
+    ranks_in_run: Vec<usize>,
 }
 
 impl Wire {
@@ -63,11 +68,26 @@ impl Wire {
         let world = universe.world();
         let (rank, degree) = (world.rank(), world.size());
         let comm = world.as_raw();
-        // SAFETY: the communicator is valid, as MPI was just initialized on this thread.
-        let code = unsafe { ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN) };
-        check("MPI_Comm_set_errhandler", code)?;
+        return_errors(comm)?;
         let number = |n: c_int| usize::try_from(n).expect("MPI counts ranks from 0");
-        Ok(Self { _universe: universe, comm, rank: number(rank), degree: number(degree) })
+        let ranks_in_run = (0..number(degree)).collect();
+        Ok(Self { universe: Rc::new(universe), comm, rank: number(rank), ranks_in_run })
+    }
+
+    /// The wire of `members`, ascending ranks of this one, itself among them. Blocks until all
+    /// ranks of this wire have called it, each with its part of a partition.
+    pub(super) fn split(&self, members: &[usize]) -> Result<Self> {
+        let rank = members.iter().position(|&member| member == self.rank).expect("checked");
+        // SAFETY: reads a constant of the MPI library.
+        let mut comm = unsafe { ffi::RSMPI_COMM_NULL };
+        // SAFETY: the communicator is valid and used by this thread only; `comm` has a place.
+        let code = unsafe {
+            ffi::MPI_Comm_split(self.comm, members[0] as c_int, self.rank as c_int, &mut comm)
+        };
+        check("MPI_Comm_split", code)?;
+        return_errors(comm)?;
+        let ranks_in_run = members.iter().map(|&member| self.ranks_in_run[member]).collect();
+        Ok(Self { universe: Rc::clone(&self.universe), comm, rank, ranks_in_run })
     }
 
     pub(super) fn rank(&self) -> usize {
@@ -75,13 +95,18 @@ impl Wire {
     }
 
     pub(super) fn degree(&self) -> usize {
-        self.degree
+        self.ranks_in_run.len()
+    }
+
+    /// The rank in the whole run of a rank of this wire.
+    pub(super) fn rank_in_run(&self, rank: usize) -> usize {
+        self.ranks_in_run[rank]
     }
 
     /// The other ranks, ascending.
     pub(super) fn peers(&self) -> impl Iterator<Item = usize> + use<> {
         let rank = self.rank;
-        (0..self.degree).filter(move |&peer| peer != rank)
+        (0..self.degree()).filter(move |&peer| peer != rank)
     }
 
     /// Starts to send `region` to `peer`. Nothing is sent for an empty one.
@@ -140,7 +165,9 @@ impl Wire {
 
     /// Fills `gathered` (`degree` times as long) with every rank's `own` and waits for it.
     pub(super) fn all_gather_small(&self, own: Region, gathered: Region) -> Result<()> {
-        assert!(own.bytes() * self.degree == gathered.bytes() && own.bytes() <= MAX_MESSAGE_BYTES);
+        assert!(
+            own.bytes() * self.degree() == gathered.bytes() && own.bytes() <= MAX_MESSAGE_BYTES
+        );
         let mut messages = Messages::default();
         // SAFETY: both regions are valid until the wait below returns, and do not overlap.
         let code = unsafe {
@@ -161,7 +188,7 @@ impl Wire {
 
     /// Every rank's words one after another, in rank order.
     pub(super) fn all_gather_words(&self, mut own: Vec<u64>) -> Result<Vec<u64>> {
-        let mut gathered = vec![0; own.len() * self.degree];
+        let mut gathered = vec![0; own.len() * self.degree()];
         // SAFETY: the gather waits for its messages, and if it fails the memory is kept forever.
         let regions = unsafe { (Region::of_scratch(&mut own), Region::of_scratch(&mut gathered)) };
         if let Err(error) = self.all_gather_small(regions.0, regions.1) {
@@ -237,6 +264,13 @@ impl Messages {
         self.0.push(unsafe { ffi::RSMPI_REQUEST_NULL });
         self.0.last_mut().expect("pushed above")
     }
+}
+
+/// Makes MPI return error codes instead of ending the process.
+fn return_errors(comm: ffi::MPI_Comm) -> Result<()> {
+    // SAFETY: the communicator is valid, as MPI has just made it on this thread.
+    let code = unsafe { ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN) };
+    check("MPI_Comm_set_errhandler", code)
 }
 
 /// Ends all ranks of the run, this one included.

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
-    BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, MemoryPlan,
-    MetricsPlan, ParallelPlan, Plan, Recompute, RunPlan, SamplePlan, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home,
+    MemoryPlan, MetricsPlan, ParallelPlan, Plan, Recompute, Reduction, RunPlan, SamplePlan,
+    Tokenizer, Validation,
 };
 use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
 use crate::model::config::{ModelConfig, Precision};
@@ -22,6 +23,10 @@ const LOGITS_BYTES: usize = 64 << 20;
 /// The most rows of such a chunk: the products gain nothing from more (on 2 CPU cores at V = 8192
 /// the head takes 116, 90, 84, 77, 74 ms with 64, 128, 256, 512, 1024 rows).
 const LOGITS_ROWS: usize = 512;
+
+/// Up to so many parameters a unit is left whole at stage 3, unless the file says otherwise: a
+/// gather takes as long as many of its kind together.
+const KEEP_GATHERED_NUMEL: usize = 100_000;
 
 /// Token ids of the byte tokenizer.
 const BYTE_TOKENS: usize = 256;
@@ -216,7 +221,11 @@ fn memory(
         format!("use {all_rows} for all rows at once, or 0 to have it chosen"),
     );
     let logits_rows = if written > 0 { written } else { chosen_rows(vocab_size, all_rows) };
-    MemoryPlan { recompute: table.recompute.unwrap_or(Recompute::None), logits_rows }
+    MemoryPlan {
+        recompute: table.recompute.unwrap_or(Recompute::None),
+        logits_rows,
+        optimizer: table.optimizer.unwrap_or(Home::Device),
+    }
 }
 
 /// The largest power of two of rows whose fp32 logits take at most [`LOGITS_BYTES`], but no more
@@ -227,15 +236,27 @@ fn chosen_rows(vocab_size: usize, all_rows: usize) -> usize {
 }
 
 fn parallel(config: &RunConfig, problems: &mut Problems) -> ParallelPlan {
-    let parallel = &config.parallel;
-    let zero = parallel.zero.unwrap_or(0);
-    let problem = if zero <= 3 { "is not there yet" } else { "is not a ZeRO stage" };
-    let remedy = "use 0, with which each rank holds the whole model and optimizer state";
-    problems.require(zero == 0, "parallel.zero", zero, problem, remedy);
+    let table = &config.parallel;
+    let zero = table.zero.unwrap_or(0);
+    let remedy = "use 0 (nothing sharded), 1 (optimizer), 2 (and gradients) or 3 (and parameters)";
+    problems.require(zero <= 3, "parallel.zero", zero, "is not a ZeRO stage", remedy);
+    let shard_degree = table.shard_degree.unwrap_or(0);
+    problems.require(
+        shard_degree == 0 || zero > 0,
+        "parallel.shard_degree",
+        shard_degree,
+        "has no effect at parallel.zero = 0, where nothing is sharded",
+        "remove it, or set parallel.zero to 1, 2 or 3",
+    );
     ParallelPlan {
         zero,
-        threads: parallel.threads.unwrap_or(0),
-        check: parallel.check.unwrap_or(true),
+        shard_degree,
+        reduction: table.reduction.unwrap_or(Reduction::Exact),
+        prefetch_units: table.prefetch_units.unwrap_or(1),
+        keep_gathered_numel: table.keep_gathered_numel.unwrap_or(KEEP_GATHERED_NUMEL),
+        backend: table.backend.unwrap_or(Backend::Auto),
+        threads: table.threads.unwrap_or(0),
+        check: table.check.unwrap_or(true),
     }
 }
 

@@ -275,9 +275,14 @@ fn values_outside_of_the_optimizer_state_the_rule_that_fails() {
              use 64 for all rows at once, or 0 to have it chosen",
         ),
         (
-            &["parallel.zero=2"],
-            "parallel.zero = 2 is not there yet; \
-             use 0, with which each rank holds the whole model and optimizer state",
+            &["parallel.zero=4"],
+            "parallel.zero = 4 is not a ZeRO stage; \
+             use 0 (nothing sharded), 1 (optimizer), 2 (and gradients) or 3 (and parameters)",
+        ),
+        (
+            &["parallel.shard_degree=2"],
+            "parallel.shard_degree = 2 has no effect at parallel.zero = 0, where nothing is sharded; \
+             remove it, or set parallel.zero to 1, 2 or 3",
         ),
         (
             &["checkpoint.keep_last=0"],

@@ -53,15 +53,22 @@ fn groups_are_those_that_the_model_has() {
 }
 
 #[test]
-fn ranks_must_divide_the_micro_batches() {
-    let plan = plan(LLAMA, &[]);
-    for ranks in [1, 2, 4] {
-        assert_eq!(plan.check_ranks(ranks), Ok(()));
+fn every_rank_must_have_work_and_a_place_in_a_shard_group() {
+    let even = plan(LLAMA, &[]);
+    for ranks in [1, 2, 3, 4] {
+        assert_eq!(even.check_ranks(ranks), Ok(()));
     }
     assert_eq!(
-        plan.check_ranks(3).unwrap_err().to_string(),
-        "batch.micro_batches = 4 does not divide over 3 ranks (4 % 3 = 1); use 1, 2 or 4 ranks, \
-         or set batch.micro_batches to a multiple of 3 such as 6"
+        even.check_ranks(5).unwrap_err().to_string(),
+        "batch.micro_batches = 4 is fewer than the 5 ranks, so that some would have no work; use at \
+         most 4 ranks, or set batch.micro_batches to 5 or more (a multiple of the ranks wastes \
+         nothing)"
+    );
+    let pairs = plan(LLAMA, &["parallel.zero=2", "parallel.shard_degree=2"]);
+    assert_eq!(pairs.check_ranks(4), Ok(()));
+    assert_eq!(
+        pairs.check_ranks(3).unwrap_err().to_string(),
+        "parallel.shard_degree = 2 does not divide the 3 ranks; use 1 or 3, or 0 for all ranks"
     );
 }
 

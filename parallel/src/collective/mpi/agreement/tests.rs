@@ -14,6 +14,7 @@ fn records_carry_the_whole_call() {
         Operation::Barrier,
         Operation::Broadcast { root: 5 },
     ];
+    operations.extend(ONTO.map(Operation::OrderedReduceScatter));
     for reduction in REDUCTIONS {
         operations.extend([Operation::AllReduce(reduction), Operation::ReduceScatter(reduction)]);
     }

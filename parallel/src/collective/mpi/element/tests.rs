@@ -70,3 +70,23 @@ fn nan_wins_and_integers_wrap() {
     reduce(Reduction::Min, &mut value, 1, &[&[2, 2]]);
     assert_eq!(value, [2, -3]);
 }
+
+#[test]
+fn terms_are_widened_and_added_in_order() {
+    let numel = 2 * BLOCK_ELEMENTS + 7;
+    for (degree, onto) in (1..=5).flat_map(|d| [Onto::Nothing, Onto::Output].map(|o| (d, o))) {
+        let upper = |value: f32| (value.to_bits() >> 16) as u16;
+        let of = |source| (0..numel).map(|i| Bf16(upper(contribution_of(source, i)))).collect();
+        let terms: Vec<Vec<Bf16>> = (0..degree).map(of).collect();
+        let views: Vec<&[Bf16]> = terms.iter().map(Vec::as_slice).collect();
+        let base: Vec<f32> = (0..numel).map(|i| contribution_of(11, i)).collect();
+        let mut output = base.clone();
+        add_in_order(&mut output, onto, &views);
+        for element in 0..numel {
+            let start = (onto == Onto::Output).then_some(base[element]);
+            let widened = terms.iter().map(|term| f32::from_bits(u32::from(term[element].0) << 16));
+            let sum = start.into_iter().chain(widened).reduce(|a, b| a + b).unwrap();
+            assert_eq!(output[element].to_bits(), sum.to_bits());
+        }
+    }
+}
