@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use grove::beacon::LastSeen;
 
-use crate::program::{Program, wait_for, wait_within};
+use crate::program::{Program, send, wait_for, wait_within};
 
 /// What the program promises to say when it was asked to stop and has saved.
 const INTERRUPTED: i32 = 75;
@@ -163,11 +163,6 @@ impl Drop for Unmount<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0).status();
     }
-}
-
-fn send(signal: &str, pid: u32) {
-    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
-    assert!(status.expect("kill runs").success(), "no process {pid}");
 }
 
 /// The process of a rank that `mpirun` started, found by its environment.

@@ -9,7 +9,7 @@ const ORDER: [&[&str]; 15] = [
     &["kernel"],
     &["model"],
     &["metrics"],
-    &["checkpoint", "config", "signals", "beacon", "clock", "peak", "device", "error"],
+    &["checkpoint", "config", "signals", "beacon", "clock", "peak", "device", "backend", "error"],
     &["sharding"],
     &["state"],
     &["residents", "gradients", "step_numbers"],

@@ -229,3 +229,9 @@ pub(crate) fn wait_within(mut child: Child, limit: Duration) -> Output {
     }
     child.wait_with_output().expect("a child that has ended")
 }
+
+/// Sends a signal to a process.
+pub(crate) fn send(signal: &str, pid: u32) {
+    let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
+    assert!(status.expect("kill runs").success(), "no process {pid}");
+}

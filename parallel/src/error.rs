@@ -1,6 +1,10 @@
 //! What can go wrong between ranks, as one enum whose messages name the thing, what was
 //! expected, what was found and the remedy.
 
+mod gpu;
+
+pub use gpu::GpuError;
+
 use crate::collective::{Call, Dtype, Operation};
 
 /// The result of everything in this crate.
@@ -198,6 +202,29 @@ pub enum Error {
     /// MPI was already started in this process.
     #[error("MPI is already initialized in this process; connect once and pass the collective on")]
     MpiInitialized,
+    /// A rank cannot take part in NCCL's collectives.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// An NCCL function returned an error code, or reported a failure of the network later.
+    #[error("{function} failed with code {code} ({message}); the ranks cannot go on together")]
+    Nccl {
+        /// The NCCL function.
+        function: &'static str,
+        /// Its `ncclResult_t`.
+        code: i32,
+        /// NCCL's own text for the code.
+        message: String,
+    },
+    /// A function of CUDA's driver, or of its run-time compiler, returned an error code.
+    #[error("{function} failed with code {code} ({message}); see nvidia-smi and dmesg for the GPU")]
+    Cuda {
+        /// The function.
+        function: &'static str,
+        /// Its code.
+        code: u32,
+        /// CUDA's own text for the code.
+        message: String,
+    },
     /// The communication thread could not be started, or is gone.
     #[error("the communication thread is not running: {reason}")]
     Thread {

@@ -117,6 +117,12 @@ pub enum Error {
         /// What is wrong with each.
         damaged: Vec<crate::checkpoint::Damaged>,
     },
+    /// NCCL moves device memory only.
+    #[error(
+        "parallel.backend = \"nccl\", but this rank computes on the CPU; set device = \"cuda\" on \
+         hosts with a GPU for each rank, or parallel.backend to \"mpi\" or \"auto\""
+    )]
+    NcclWithoutGpu,
     /// Ranks are about to train different things.
     #[error(
         "rank {rank} differs from rank 0 in {what}; start all ranks with the same config and \

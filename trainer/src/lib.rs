@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod backend;
 pub mod beacon;
 pub mod checkpoint;
 pub mod cli;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use grove::backend::{Carrier, carrier};
 use grove::cli::{Cli, Command, Train};
 use grove::run::Ending;
 use grove::signals::{INTERRUPTED, StopRequest};
@@ -66,8 +67,20 @@ fn train(command: &Train) -> ExitCode {
         Ok(collective) => collective,
         Err(error) => return refuse(launch.rank, &error.to_string()),
     };
+    let compute = match compute_for(&plan, &launch) {
+        Ok(compute) => compute,
+        Err(error) => return fail(&launch, &*collective, &error.to_string()),
+    };
+    let collective = match carrier(&plan, compute.device, &launch, collective) {
+        Ok(Carrier { collective, warning }) => {
+            if let (Some(warning), 0) = (warning, launch.rank) {
+                complain(&warning);
+            }
+            collective
+        }
+        Err(refused) => return fail(&launch, &*refused.collective, &refused.error.to_string()),
+    };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let compute = compute_for(&plan, &launch)?;
         run::train(&plan, compute, &*collective, &stop, &launch.hostname)
     }));
     match outcome {

@@ -149,7 +149,7 @@ struct HostUnit {
 
 impl HostUnit {
     fn gather(unit: &UnitState, sharding: &Sharding<'_>) -> Result<Self, grove_parallel::Error> {
-        let whole = |owned: &Tensor| {
+        let whole = |owned: &Tensor| -> Result<Tensor, grove_parallel::Error> {
             let owned = owned.to_device(Device::Cpu);
             if unit.owned.len() == unit.layout.padded_numel() {
                 return Ok(owned);

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::ledger::Ledger;
+use super::{ledger::Ledger, nccl::Started};
 use crate::error::Result;
 
 /// A place for one outcome, with someone waiting for it.
@@ -34,43 +34,64 @@ impl Completion {
     }
 }
 
-/// A started call. Its tensors hold the result once [`Handle::wait`] returned.
+/// Who carries out a call that is not done.
+enum Pending {
+    /// A thread, which will finish the completion.
+    Thread(Arc<Completion>),
+    /// A GPU, whose compute stream is to wait for it.
+    Device(Box<Started>),
+}
+
+/// A started call. Its tensors hold the result once [`Handle::wait`] returned; those on a GPU
+/// hold it for whatever is queued there after that, as the host does not wait.
 ///
 /// Dropping a handle waits too, so memory never changes behind the caller's back; an error is
 /// then not lost either, as every later call returns it.
 #[must_use = "wait for it, or the call is not asynchronous"]
 pub struct Handle {
-    completion: Option<Arc<Completion>>,
+    pending: Option<Pending>,
     ledger: Ledger,
 }
 
 impl Handle {
     /// A handle of a call that others carry out.
     pub(super) fn pending(completion: Arc<Completion>, ledger: Ledger) -> Self {
-        Self { completion: Some(completion), ledger }
+        Self { pending: Some(Pending::Thread(completion)), ledger }
+    }
+
+    /// A handle of a call on a GPU's side stream.
+    pub(super) fn on_device(started: Started, ledger: Ledger) -> Self {
+        Self { pending: Some(Pending::Device(Box::new(started))), ledger }
     }
 
     /// A handle of a call that is done.
     pub(super) fn ready(ledger: Ledger) -> Self {
-        Self { completion: None, ledger }
+        Self { pending: None, ledger }
     }
 
-    /// Waits until the call is done, and counts the time as exposed communication.
+    /// Waits until the call is done, and counts the time as exposed communication. For tensors
+    /// on a GPU its compute stream (the default stream) waits, and the host goes on.
     ///
     /// # Errors
     /// What went wrong between the ranks: [`Error::CallsDiffer`](crate::Error::CallsDiffer),
-    /// [`Error::PeerLeft`](crate::Error::PeerLeft), [`Error::Mpi`](crate::Error::Mpi) or
+    /// [`Error::PeerLeft`](crate::Error::PeerLeft), [`Error::Mpi`](crate::Error::Mpi),
+    /// [`Error::Nccl`](crate::Error::Nccl), [`Error::Cuda`](crate::Error::Cuda) or
     /// [`Error::Tensor`](crate::Error::Tensor).
     pub fn wait(mut self) -> Result<()> {
         self.finish()
     }
 
     fn finish(&mut self) -> Result<()> {
-        let Some(completion) = self.completion.take() else { return Ok(()) };
-        let start = Instant::now();
-        let outcome = completion.wait();
-        self.ledger.add_exposed(start.elapsed().as_secs_f64());
-        outcome
+        match self.pending.take() {
+            None => Ok(()),
+            Some(Pending::Thread(completion)) => {
+                let start = Instant::now();
+                let outcome = completion.wait();
+                self.ledger.add_exposed(start.elapsed().as_secs_f64());
+                outcome
+            }
+            Some(Pending::Device(started)) => started.wait(&self.ledger),
+        }
     }
 }
 
@@ -83,6 +104,6 @@ impl Drop for Handle {
 
 impl fmt::Debug for Handle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").field("pending", &self.completion.is_some()).finish()
+        f.debug_struct("Handle").field("pending", &self.pending.is_some()).finish()
     }
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -31,10 +32,11 @@ pub struct StepTotals {
     /// By [`Operation::name`](super::Operation::name); calls count when they are made.
     pub by_operation: BTreeMap<&'static str, OperationTotals>,
     /// Seconds that completed calls took from their turn in the queue to their end; over MPI
-    /// this includes waiting for peers that come late.
+    /// this includes waiting for peers that come late. Calls on a device count once somebody
+    /// looks after their end, so a step's last ones may count in the next.
     pub communication_seconds: f64,
-    /// Seconds that callers spent in [`Handle::wait`](super::Handle::wait): the part that was
-    /// not hidden behind computing.
+    /// Seconds that callers, or a device's compute stream, spent in
+    /// [`Handle::wait`](super::Handle::wait): the part that was not hidden behind computing.
     pub exposed_seconds: f64,
 }
 
@@ -68,12 +70,52 @@ pub struct CompletedCall {
     pub communication_seconds: f64,
 }
 
+/// A stretch of time on a device, whose length is known once it is over there.
+pub(super) trait Interval: fmt::Debug + Send {
+    /// Its seconds, or `None` while it is not over. Does not wait.
+    fn seconds(&self) -> Option<f64>;
+}
+
 #[derive(Debug, Default)]
 struct Entries {
     next_sequence: u64,
     totals: StepTotals,
     in_flight: BTreeMap<u64, (Call, Instant)>,
     recent: VecDeque<CompletedCall>,
+    /// Calls that a device carries out in this order.
+    on_device: VecDeque<(Call, Box<dyn Interval>)>,
+    /// What a device's compute stream waited for calls, in its order.
+    exposed_on_device: VecDeque<Box<dyn Interval>>,
+}
+
+impl Entries {
+    /// Counts the end of a call.
+    fn close(&mut self, call: &Call, communication_seconds: f64) {
+        self.in_flight.remove(&call.sequence);
+        self.totals.communication_seconds += communication_seconds;
+        if self.recent.len() == NUM_RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(CompletedCall { call: call.clone(), communication_seconds });
+    }
+
+    /// Counts what has ended on the device since the last time somebody looked.
+    fn settle(&mut self) {
+        while let Some((call, interval)) = self.on_device.pop_front() {
+            let Some(seconds) = interval.seconds() else {
+                self.on_device.push_front((call, interval));
+                break;
+            };
+            self.close(&call, seconds);
+        }
+        while let Some(interval) = self.exposed_on_device.pop_front() {
+            let Some(seconds) = interval.seconds() else {
+                self.exposed_on_device.push_front(interval);
+                break;
+            };
+            self.totals.exposed_seconds += seconds;
+        }
+    }
 }
 
 /// The calls of one rank, those of its groups included. Clones share one account, so a watchdog thread may hold one.
@@ -129,13 +171,17 @@ impl Ledger {
 
     /// Counts the end of a call.
     pub(super) fn close(&self, call: &Call, communication_seconds: f64) {
-        let mut entries = self.lock();
-        entries.in_flight.remove(&call.sequence);
-        entries.totals.communication_seconds += communication_seconds;
-        if entries.recent.len() == NUM_RECENT {
-            entries.recent.pop_front();
-        }
-        entries.recent.push_back(CompletedCall { call: call.clone(), communication_seconds });
+        self.lock().close(call, communication_seconds);
+    }
+
+    /// Counts the end of a call when the device has carried it out.
+    pub(super) fn close_later(&self, call: Call, interval: Box<dyn Interval>) {
+        self.lock().on_device.push_back((call, interval));
+    }
+
+    /// Counts time that a device's compute stream waits, when it is over.
+    pub(super) fn add_exposed_later(&self, interval: Box<dyn Interval>) {
+        self.lock().exposed_on_device.push_back(interval);
     }
 
     /// Counts time that a caller spent waiting.
@@ -145,6 +191,11 @@ impl Ledger {
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
         // A panic elsewhere leaves at worst one number uncounted.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.settle();
+        entries
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ mod handle;
 mod ledger;
 pub mod local;
 pub mod mpi;
+pub mod nccl;
 pub mod threads;
 
 use tch::Tensor;
@@ -15,6 +16,7 @@ pub use handle::Handle;
 pub use ledger::{CompletedCall, InFlightCall, Ledger, OperationTotals, StepTotals};
 pub use local::LocalCollective;
 pub use mpi::MpiCollective;
+pub use nccl::NcclCollective;
 pub use threads::{ThreadCollective, ThreadGroup};
 
 use crate::error::Result;
