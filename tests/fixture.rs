@@ -12,7 +12,7 @@ use grove::model::decoder::{Decoder, RunOptions};
 use grove::pass::{Layers, Tokens, Traffic, micro_step};
 use grove::sharding::{Placement, Sharding};
 use grove::state::{RunState, UnitState};
-use grove_optim::{AdamWConfig, Rule, RuleConfig};
+use grove_optim::{AdamWConfig, Rule, RuleConfig, StateDtype};
 use grove_parallel::LocalCollective;
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
@@ -23,7 +23,8 @@ pub(crate) const NAMES: [&str; 4] =
 
 /// The rule that the fixtures' ten steps were made with.
 pub(crate) fn adamw() -> Rule {
-    let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
+    let (eps, weight_decay, state_dtype) = (1e-8, 0.1, StateDtype::Accumulation);
+    let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps, weight_decay, state_dtype };
     RuleConfig::AdamW(config).build().expect("valid hyper-parameters")
 }
 

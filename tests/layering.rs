@@ -12,7 +12,7 @@ const ORDER: [&[&str]; 15] = [
     &["checkpoint", "config", "signals", "beacon", "clock", "peak", "device", "backend", "error"],
     &["sharding"],
     &["state"],
-    &["residents", "gradients", "step_numbers"],
+    &["residents", "gradients", "spare", "step_numbers"],
     &["update", "pass"],
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report"],

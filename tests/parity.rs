@@ -90,7 +90,15 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let norm = squared.expect("a norm").sqrt() / num_targets;
             let grad_scale = clip_scale(norm, 1.0) / num_targets;
             let step = step as u64 + 1;
-            let update = Update { rule: &rule, groups: &groups, lr: 1e-3, grad_scale, step };
+            let update = Update {
+                rule: &rule,
+                groups: &groups,
+                lr: 1e-3,
+                grad_scale,
+                step,
+                averaging_weight: 1.0,
+                seed: 1,
+            };
             let local = LocalCollective::new();
             let sharding = Sharding::new(Placement::alone(), &local).expect("one rank");
             let mut traffic = Traffic::new(sharding, &subject.state.units, 0);

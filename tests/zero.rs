@@ -22,6 +22,7 @@ fn every_way_gives_the_same_bits(program: &Program, precision: &str) {
         let dir = format!("run.dir='{}'", overrides.join(" ").replace('.', "-"));
         let dir = dir.replace("run.dir='", &format!("run.dir='of{ranks} "));
         let common = [dir.as_str(), &precision, UNEVEN, NO_THRESHOLD, "eval.every=0"];
+        // A later setting replaces an earlier one.
         program.train_in_threads(ranks, &[&common[..], overrides].concat());
         let run = dir.trim_start_matches("run.dir='").trim_end_matches('\'');
         let hash = program.hash(run, 20);
@@ -40,6 +41,10 @@ fn every_way_gives_the_same_bits(program: &Program, precision: &str) {
             train(4, &[&recompute, &zero, "parallel.shard_degree=2"]);
         }
     }
+    train(4, &["parallel.zero=2", "parallel.shard_degree=1"]);
+    train(4, &["parallel.zero=3", "parallel.shard_degree=4", "memory.recompute=elementwise"]);
+    // The embedding and the head are sharded, the blocks are not.
+    train(2, &["parallel.zero=3", "parallel.keep_gathered_numel=8000"]);
     train(2, &["parallel.zero=3", "parallel.prefetch_units=0"]);
     train(2, &["parallel.zero=3", "parallel.prefetch_units=5"]);
     train(2, &["parallel.zero=3", "memory.optimizer=host"]);
@@ -67,6 +72,46 @@ fn a_gpt2_in_bf16_has_the_same_bits_in_every_way() {
     let program = Program::new();
     program.use_gpt2();
     every_way_gives_the_same_bits(&program, "bf16");
+}
+
+/// Matrices large enough to be quantized, whose shards are cut inside of them.
+const QUANTIZED_MODEL: [&str; 2] = ["model.hidden_size=64", "model.intermediate_size=176"];
+
+#[test]
+fn every_rule_and_form_of_state_has_the_same_bits_in_every_way() {
+    let program = Program::new();
+    for rule in [
+        &["optim.rule=lion"][..],
+        &["optim.rule=adamw_8bit"],
+        &["optim.rule=lion_8bit"],
+        &["optim.state_dtype=bf16"],
+        &["optim.rule=lion", "optim.state_dtype=bf16"],
+    ] {
+        let mut expected = None;
+        for (ranks, zero, shard_degree) in [(1, 0, 0), (2, 1, 0), (3, 3, 0), (4, 2, 2)] {
+            let dir = format!("run.dir='{} on {ranks}'", rule.join(" "));
+            let sharding = [
+                format!("parallel.zero={zero}"),
+                format!("parallel.shard_degree={shard_degree}"),
+                "precision=bf16".to_owned(),
+                "eval.every=0".to_owned(),
+            ];
+            let sharding: Vec<&str> = sharding.iter().map(String::as_str).collect();
+            let common = [&[dir.as_str(), UNEVEN, NO_THRESHOLD][..], &QUANTIZED_MODEL].concat();
+            // Stopped and resumed at the next rank count, so that every form of state is stored.
+            let first = [&common[..], &sharding, rule, &["run.steps=20"]].concat();
+            program.train_in_threads(ranks, &first);
+            let run = dir.trim_start_matches("run.dir='").trim_end_matches('\'');
+            let last = program.path(&format!("{run}/checkpoints/step-00000020"));
+            std::fs::remove_dir_all(last).expect("a checkpoint");
+            let resumed =
+                [&common[..], rule, &["precision=bf16", "checkpoint.resume=true"]].concat();
+            program.train_in_threads(5 - ranks, &resumed);
+            let hash = program.hash(run, 20);
+            let expected = expected.get_or_insert_with(|| hash.clone());
+            assert_eq!(&hash, expected, "{rule:?} on {ranks} ranks");
+        }
+    }
 }
 
 #[test]
@@ -213,6 +258,21 @@ fn model_state_takes_the_bytes_of_the_formulas() {
             // Exact sums need no whole accumulators at stage 1, so it has those of stage 2.
             close("gradients", 4.0 * n / shard(1));
         }
+    }
+}
+
+#[test]
+fn fast_sums_keep_whole_accumulators_up_to_stage_1() {
+    let program = Program::new();
+    for (zero, shard) in [(0, 1), (1, 1), (2, 2), (3, 2)] {
+        let dir = format!("run.dir='{zero}'");
+        let stage = format!("parallel.zero={zero}");
+        let fast = [dir.as_str(), &stage, "parallel.reduction=fast", NO_THRESHOLD, "run.steps=2"];
+        program.train_in_threads(2, &fast);
+        let records = program.step_records(&zero.to_string());
+        let found = records.last().expect("a step")["memory_bytes"]["gradients"].as_u64();
+        let expected = 4 * padded_numels(2).iter().sum::<u64>() / shard;
+        assert_eq!(found, Some(expected), "stage {zero}");
     }
 }
 

@@ -5,73 +5,128 @@
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 use grove_optim::{
-    AdamWConfig, BLOCK_ELEMENTS, Elements, LionConfig, Rule, RuleConfig, Scalars, Working,
-    block_squared_norms, num_blocks,
+    AdamW8bitConfig, AdamWConfig, BLOCK_ELEMENTS, Elements, Lion8bitConfig, LionConfig, Rule,
+    RuleConfig, Scalars, ScheduleFreeConfig, SophiaConfig, StateDtype, StateSlice, StateSpec,
+    Storage, Working, block_squared_norms, num_blocks,
 };
 use half::bf16;
 use std::time::Instant;
 
 const NUM_PARAMS: usize = 34 << 20;
 const NUM_THREADS: usize = 2;
-const NUM_ROUNDS: usize = 12;
+const NUM_ROUNDS: usize = 8;
 /// Cut where shards are.
 const PIECE: usize = NUM_PARAMS / NUM_THREADS;
 
 struct Buffers {
     master: Vec<f32>,
     grad: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    values: [Vec<f32>; 2],
+    halves: [Vec<bf16>; 2],
+    codes: [Vec<u8>; 2],
+    scales: [Vec<f32>; 2],
     copy: Vec<bf16>,
 }
 
+/// A row of the table.
+enum Work {
+    Triad,
+    Update { rule: Rule, copies: bool },
+    Norm,
+}
+
 fn main() -> grove_optim::Result<()> {
+    let num_scales = Storage::BlockScale.num_elements(NUM_PARAMS);
     let mut buffers = Buffers {
         master: (0..NUM_PARAMS).map(|i| (i % 977) as f32 * 1e-3).collect(),
         grad: (0..NUM_PARAMS).map(|i| (i % 1013) as f32 * 1e-3 - 0.5).collect(),
-        first: vec![0.0; NUM_PARAMS],
-        second: vec![0.0; NUM_PARAMS],
+        values: [vec![0.0; NUM_PARAMS], vec![0.0; NUM_PARAMS]],
+        halves: [vec![bf16::ZERO; NUM_PARAMS], vec![bf16::ZERO; NUM_PARAMS]],
+        codes: [vec![0; NUM_PARAMS], vec![0; NUM_PARAMS]],
+        scales: [vec![0.0; num_scales], vec![0.0; num_scales]],
         copy: vec![bf16::ZERO; NUM_PARAMS],
     };
-    let adamw = RuleConfig::AdamW(AdamWConfig::default()).build()?;
-    let lion = RuleConfig::Lion(LionConfig::default()).build()?;
-    // Name, bytes an element as the program sees them, seconds of the best round.
-    let mut rows = [
-        ("triad a = b + s c", 12, f64::INFINITY),
-        ("adamw", 28, f64::INFINITY),
-        ("adamw + bf16 copy", 30, f64::INFINITY),
-        ("lion", 20, f64::INFINITY),
-        ("lion + bf16 copy", 22, f64::INFINITY),
-        ("squared norm", 4, f64::INFINITY),
-    ];
+    let rows = rows()?;
+    let mut best = vec![f64::INFINITY; rows.len()];
     for round in 0..NUM_ROUNDS {
-        for (row, (_, _, best)) in rows.iter_mut().enumerate() {
+        for ((_, work), best) in rows.iter().zip(&mut best) {
             let start = Instant::now();
-            match row {
-                0 => triad(&mut buffers),
-                1 | 2 => update(&adamw, &mut buffers, row == 2, round as u64 + 1)?,
-                3 | 4 => update(&lion, &mut buffers, row == 4, round as u64 + 1)?,
-                _ => norm(&buffers)?,
+            match work {
+                Work::Triad => triad(&mut buffers),
+                Work::Update { rule, copies } => {
+                    update(rule, &mut buffers, *copies, round as u64 + 1)?;
+                }
+                Work::Norm => norm(&buffers)?,
             }
             *best = best.min(start.elapsed().as_secs_f64());
         }
     }
-    let gigabytes = |bytes: usize, seconds: f64| (bytes * NUM_PARAMS) as f64 / seconds / 1e9;
-    let triad_rate = gigabytes(rows[0].1, rows[0].2);
-    println!("{:<20} {:>8} {:>8} {:>9}", "", "ms", "GB/s", "of triad");
-    for (name, bytes, seconds) in rows {
-        let rate = gigabytes(bytes, seconds);
+    let rate = |work: &Work, seconds: f64| bytes(work) * NUM_PARAMS as f64 / seconds / 1e9;
+    let triad_rate = rate(&rows[0].1, best[0]);
+    println!("{:<20} {:>7} {:>8} {:>8} {:>9}", "", "B/param", "ms", "GB/s", "of triad");
+    for ((name, work), seconds) in rows.iter().zip(best) {
+        let (bytes, rate) = (bytes(work), rate(work, seconds));
         let share = 100.0 * rate / triad_rate;
-        println!("{name:<20} {:>8.2} {rate:>8.1} {share:>8.0}%", seconds * 1e3);
+        println!("{name:<20} {bytes:>7.2} {:>8.2} {rate:>8.1} {share:>8.0}%", seconds * 1e3);
     }
     Ok(())
 }
 
+fn rows() -> grove_optim::Result<Vec<(&'static str, Work)>> {
+    let state_dtype = StateDtype::Bf16;
+    let adamw = RuleConfig::AdamW(AdamWConfig::default());
+    let lion = RuleConfig::Lion(LionConfig::default());
+    let configs = [
+        ("adamw", adamw, false),
+        ("adamw + bf16 copy", adamw, true),
+        (
+            "adamw, bf16 states",
+            RuleConfig::AdamW(AdamWConfig { state_dtype, ..AdamWConfig::default() }),
+            false,
+        ),
+        ("adamw_8bit", RuleConfig::AdamW8bit(AdamW8bitConfig::default()), false),
+        ("lion", lion, false),
+        ("lion + bf16 copy", lion, true),
+        (
+            "lion, bf16 states",
+            RuleConfig::Lion(LionConfig { state_dtype, ..LionConfig::default() }),
+            false,
+        ),
+        ("lion_8bit", RuleConfig::Lion8bit(Lion8bitConfig::default()), false),
+        ("sophia", RuleConfig::Sophia(SophiaConfig::default()), false),
+        ("schedule_free", RuleConfig::ScheduleFree(ScheduleFreeConfig::default()), false),
+    ];
+    let mut rows = vec![("triad a = b + s c", Work::Triad)];
+    for (name, config, copies) in configs {
+        rows.push((name, Work::Update { rule: config.build()?, copies }));
+    }
+    rows.push(("squared norm", Work::Norm));
+    Ok(rows)
+}
+
+/// Bytes a parameter, as the program sees them: the master and the states are read and written.
+fn bytes(work: &Work) -> f64 {
+    match work {
+        Work::Triad => 12.0,
+        Work::Norm => 4.0,
+        Work::Update { rule, copies } => {
+            let size = |spec: &StateSpec| match spec.storage {
+                Storage::Accumulation => 4.0,
+                Storage::Bf16 => 2.0,
+                Storage::Codes => 1.0,
+                Storage::BlockScale => 4.0 / 256.0,
+            };
+            let states: f64 = rule.state_specs(NUM_PARAMS).iter().map(size).sum();
+            12.0 + 2.0 * states + if *copies { 2.0 } else { 0.0 }
+        }
+    }
+}
+
 fn triad(buffers: &mut Buffers) {
     std::thread::scope(|scope| {
-        let b = buffers.grad.chunks(PIECE);
-        let c = buffers.first.chunks(PIECE);
-        for ((a, b), c) in buffers.second.chunks_mut(PIECE).zip(b).zip(c) {
+        let [a, c] = &mut buffers.values;
+        let (b, c) = (buffers.grad.chunks(PIECE), c.chunks(PIECE));
+        for ((a, b), c) in a.chunks_mut(PIECE).zip(b).zip(c) {
             scope.spawn(move || {
                 for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
                     *a = b + 0.5 * c;
@@ -82,14 +137,32 @@ fn triad(buffers: &mut Buffers) {
 }
 
 fn update(rule: &Rule, buffers: &mut Buffers, copies: bool, step: u64) -> grove_optim::Result<()> {
-    let states = [&mut buffers.first[..], &mut buffers.second[..]];
+    let mut values = buffers.values.iter_mut();
+    let mut halves = buffers.halves.iter_mut();
+    let mut codes = buffers.codes.iter_mut();
+    let mut scales = buffers.scales.iter_mut();
+    let two = "a rule has at most two states";
+    let slice = |spec: &StateSpec| match spec.storage {
+        Storage::Accumulation => StateSlice::Values(values.next().expect(two)),
+        Storage::Bf16 => StateSlice::Bf16(halves.next().expect(two)),
+        Storage::Codes => StateSlice::Codes(codes.next().expect(two)),
+        Storage::BlockScale => StateSlice::BlockScale(scales.next().expect(two)),
+    };
     let elements = Elements {
         master: &mut buffers.master,
         grad: &buffers.grad,
-        state: states.into_iter().take(rule.state_kinds().len()).collect(),
+        state: rule.state_specs(NUM_PARAMS).iter().map(slice).collect(),
         working: if copies { Working::Bf16(&mut buffers.copy) } else { Working::None },
+        first: 0,
     };
-    let scalars = Scalars { lr: 1e-4, weight_decay: 0.1, grad_scale: 0.5, step };
+    let scalars = Scalars {
+        lr: 1e-4,
+        weight_decay: 0.1,
+        grad_scale: 0.5,
+        step,
+        averaging_weight: 1.0 / step as f64,
+        rounding_seed: 1,
+    };
     let (head, tail) = elements.split_at(PIECE);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| rule.update(tail, &scalars));

@@ -1,12 +1,14 @@
 //! AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101,
 //! algorithm 2; Adam is Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
 
+use crate::dispatch::SimdLevel;
 use crate::elements::{Elements, Scalars};
 use crate::error::{Result, require};
 use crate::real::Real;
-use crate::rule::StateKind;
+use crate::state::{StateDtype, StateKind, StateSpec, Storage};
 use crate::sweep::{ElementRule, sweep};
-use crate::tensor::{CheckedTensors, TensorElements};
+use crate::tensor::TensorElements;
+use tch::Tensor;
 
 /// Hyper-parameters of [`AdamW`]; the defaults are those common for language models.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,11 +23,14 @@ pub struct AdamWConfig {
     /// Decoupled weight decay before the group's multiplier: a step takes the fraction
     /// `lr * weight_decay` off the parameter. Default 0.1.
     pub weight_decay: f64,
+    /// How both moments are stored. Default [`StateDtype::Accumulation`].
+    pub state_dtype: StateDtype,
 }
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
+        let state_dtype = StateDtype::Accumulation;
+        Self { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, state_dtype }
     }
 }
 
@@ -51,15 +56,23 @@ pub struct AdamW {
 
 impl AdamW {
     pub(crate) const NAME: &'static str = "adamw";
-    pub(crate) const STATE_KINDS: [StateKind; 2] =
-        [StateKind::FirstMoment, StateKind::SecondMoment];
+    const STATES: [StateSpec; 2] = Self::stored(Storage::Accumulation);
+    const BF16_STATES: [StateSpec; 2] = Self::stored(Storage::Bf16);
+
+    /// Both moments in one storage.
+    pub(crate) const fn stored(storage: Storage) -> [StateSpec; 2] {
+        [
+            StateSpec::new(StateKind::FirstMoment, storage),
+            StateSpec::new(StateKind::SecondMoment, storage),
+        ]
+    }
 
     /// Checks the ranges.
     ///
     /// # Errors
     /// [`crate::Error::OutOfRange`] with the key of the run's file.
     pub fn new(config: AdamWConfig) -> Result<Self> {
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = config;
+        let AdamWConfig { beta1, beta2, eps, weight_decay, .. } = config;
         let fraction = 0.0..1.0;
         require(fraction.contains(&beta1), "optim.betas[0]", beta1, "0 <= betas[0] < 1", 0.9)?;
         require(fraction.contains(&beta2), "optim.betas[1]", beta2, "0 <= betas[1] < 1", 0.95)?;
@@ -97,33 +110,33 @@ impl AdamW {
         }
     }
 
-    pub(crate) fn update<T: Real>(&self, elements: Elements<T>, scalars: &Scalars) -> Result<()> {
-        scalars.validate()?;
-        let elements = elements.checked(Self::NAME, Self::STATE_KINDS.map(StateKind::name))?;
-        sweep(self.step(scalars), elements);
+    /// The states that it keeps.
+    pub(crate) fn state_specs(&self) -> &'static [StateSpec] {
+        match self.config.state_dtype {
+            StateDtype::Accumulation => &Self::STATES,
+            StateDtype::Bf16 => &Self::BF16_STATES,
+        }
+    }
+
+    pub(crate) fn update<T: Real>(
+        &self,
+        level: SimdLevel,
+        elements: Elements<T>,
+        scalars: &Scalars,
+    ) -> Result<()> {
+        let elements = elements.checked(Self::NAME, self.state_specs(), scalars)?;
+        sweep::<T, _, 2>(level, self.step(scalars), elements);
         Ok(())
     }
 
     pub(crate) fn update_tensor(&self, elements: TensorElements, scalars: &Scalars) -> Result<()> {
-        scalars.validate()?;
-        let CheckedTensors { master, grad, state: [m, v], working } =
-            elements.checked(Self::NAME, Self::STATE_KINDS.map(StateKind::name))?;
+        let tensors = elements.checked(Self::NAME, self.state_specs(), scalars)?;
+        let mut states = tensors.load()?;
         let step = self.step::<f64>(scalars);
-        let mut grad = grad.f_mul_scalar(step.grad_scale)?;
-        let _ = v.f_mul_scalar_(step.beta2)?;
-        let _ = v.f_addcmul_(&grad.f_mul_scalar(step.one_minus_beta2)?, &grad)?;
-        let _ = m.f_mul_scalar_(step.beta1)?;
-        let _ = m.f_add_(&grad.f_mul_scalar_(step.one_minus_beta1)?)?;
-        drop(grad);
-        let mut denominator = v.f_sqrt()?;
-        let _ = denominator.f_mul_scalar_(step.inverse_root_correction)?;
-        let _ = denominator.f_add_scalar_(step.eps)?;
-        let _ = master.f_mul_scalar_(step.decay)?;
-        let _ = master.f_addcdiv_(&m.f_mul_scalar(-step.step_size)?, &denominator)?;
-        if let Some(working) = working {
-            working.f_copy_(master)?;
-        }
-        Ok(())
+        let (numerator, denominator) = step.advance_tensors(tensors.grad, &mut states)?;
+        let _ = tensors.master.f_mul_scalar_(step.decay)?;
+        let _ = tensors.master.f_addcdiv_(&numerator, &denominator)?;
+        tensors.finish(&states)
     }
 }
 
@@ -141,15 +154,49 @@ pub(crate) struct AdamWStep<T> {
     eps: T,
 }
 
-impl<T: Real> ElementRule<T, 2> for AdamWStep<T> {
+impl<T: Real> AdamWStep<T> {
+    /// The new moments, and what they take off the parameter.
     #[inline(always)]
-    fn element(self, master: T, grad: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
+    pub(crate) fn advance(self, grad: T, [m, v]: [T; 2]) -> (T, [T; 2]) {
         let grad = self.grad_scale * grad;
         let m = self.beta1 * m + self.one_minus_beta1 * grad;
         let v = self.beta2 * v + self.one_minus_beta2 * grad * grad;
         let denominator = v.sqrt() * self.inverse_root_correction + self.eps;
-        let master = master * self.decay - self.step_size * m / denominator;
-        (master, [m, v])
+        (self.step_size * m / denominator, [m, v])
+    }
+
+    /// What a step multiplies the parameter by.
+    #[inline(always)]
+    pub(crate) fn decay(self) -> T {
+        self.decay
+    }
+}
+
+impl AdamWStep<f64> {
+    /// Advances the moments in place, and returns the fraction to add to the parameter.
+    pub(crate) fn advance_tensors(
+        &self,
+        grad: &Tensor,
+        [m, v]: &mut [Tensor; 2],
+    ) -> Result<(Tensor, Tensor)> {
+        let mut grad = grad.f_mul_scalar(self.grad_scale)?;
+        let _ = v.f_mul_scalar_(self.beta2)?;
+        let _ = v.f_addcmul_(&grad.f_mul_scalar(self.one_minus_beta2)?, &grad)?;
+        let _ = m.f_mul_scalar_(self.beta1)?;
+        let _ = m.f_add_(&grad.f_mul_scalar_(self.one_minus_beta1)?)?;
+        drop(grad);
+        let mut denominator = v.f_sqrt()?;
+        let _ = denominator.f_mul_scalar_(self.inverse_root_correction)?;
+        let _ = denominator.f_add_scalar_(self.eps)?;
+        Ok((m.f_mul_scalar(-self.step_size)?, denominator))
+    }
+}
+
+impl<T: Real> ElementRule<T, 2> for AdamWStep<T> {
+    #[inline(always)]
+    fn element(self, master: T, grad: T, moments: [T; 2]) -> (T, [T; 2]) {
+        let (taken, moments) = self.advance(grad, moments);
+        (master * self.decay - taken, moments)
     }
 }
 

@@ -1,5 +1,8 @@
 //! What can go wrong in the optimizer room.
 
+use crate::group::Role;
+use crate::whole::Part;
+
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -46,19 +49,19 @@ pub enum Error {
     },
     /// A buffer does not match the master parameters it belongs to.
     #[error(
-        "buffer {buffer} has {found} elements where master has {expected}; cut every buffer of an \
-         update with the same range"
+        "buffer {buffer} has {found} elements where the range has {expected}; cut every buffer of \
+         an update with the same range"
     )]
     Length {
         /// `grad`, `working`, or the stable name of a state.
         buffer: &'static str,
-        /// Elements of the master slice.
+        /// Elements of the master slice, or what a state needs for them.
         expected: usize,
         /// Elements found.
         found: usize,
     },
     /// The number of state buffers is not that of the rule.
-    #[error("rule {rule} takes {expected} state buffers (see Rule::state_kinds), found {found}")]
+    #[error("rule {rule} takes {expected} state buffers (see Rule::state_specs), found {found}")]
     StateCount {
         /// Stable name of the rule.
         rule: &'static str,
@@ -66,6 +69,28 @@ pub enum Error {
         expected: usize,
         /// Buffers given.
         found: usize,
+    },
+    /// A state buffer is not stored as the rule stores it.
+    #[error(
+        "state {buffer} has {found}: expected {expected}; allocate it by Rule::state_specs of the \
+         parameter's number of elements"
+    )]
+    StateStorage {
+        /// Stable name of the state.
+        buffer: &'static str,
+        /// What the rule takes.
+        expected: &'static str,
+        /// What was given.
+        found: &'static str,
+    },
+    /// A range with quantized states begins within a block.
+    #[error(
+        "the range begins at element {first} of its parameter, which is within a block of 256 \
+         whose elements share one scale; begin shards and pieces at multiples of 256"
+    )]
+    WithinBlock {
+        /// Index of the range's first element within its parameter.
+        first: usize,
     },
     /// The blocks of a squared norm do not form nodes of the fixed summation tree.
     #[error(
@@ -91,6 +116,79 @@ pub enum Error {
         expected: usize,
         /// Sums the output has room for.
         found: usize,
+    },
+    /// A parameter that is neither a vector nor a matrix.
+    #[error("a whole parameter of shape {shape:?}: expected one or two dims, all sizes >= 1")]
+    WholeShape {
+        /// What was given.
+        shape: Vec<i64>,
+    },
+    /// The parts of a parameter do not make up its outputs.
+    #[error(
+        "the parts of a parameter of shape {shape:?} do not make up its {num_outputs} outputs: \
+         found {parts:?}; their num_outputs must add up to that, each a multiple of its \
+         outputs_per_block"
+    )]
+    WholeParts {
+        /// Shape of the parameter.
+        shape: Vec<i64>,
+        /// Outputs of the parameter.
+        num_outputs: i64,
+        /// What was given.
+        parts: Vec<Part>,
+    },
+    /// A whole-matrix rule was given a parameter that it is not for.
+    #[error(
+        "rule {rule} does not take a parameter of shape {shape:?} and role {role:?}: expected two \
+         dims and role Matrix (see WholeRule::takes); give others to adamw"
+    )]
+    WholeRole {
+        /// Stable name of the rule.
+        rule: &'static str,
+        /// Shape of the parameter.
+        shape: Vec<i64>,
+        /// Role of the parameter.
+        role: Role,
+    },
+    /// The number of state tensors is not that of the rule.
+    #[error(
+        "rule {rule} takes {expected} state tensors for this parameter (see \
+         WholeRule::state_specs), found {found}"
+    )]
+    WholeState {
+        /// Stable name of the rule.
+        rule: &'static str,
+        /// Tensors the rule needs.
+        expected: usize,
+        /// Tensors given.
+        found: usize,
+    },
+    /// A tensor of a whole-matrix update has the wrong shape or dtype.
+    #[error(
+        "tensor {tensor} of a whole-matrix update: expected shape {expected:?} and the gradient's \
+         dtype, f32 or f64; found shape {found:?}, dtype {dtype:?} and a gradient of dtype \
+         {grad_dtype:?}"
+    )]
+    WholeTensor {
+        /// `grad`, `master`, or the stable name of a state.
+        tensor: &'static str,
+        /// The shape needed; `grad` and `master` may also be flat.
+        expected: Vec<i64>,
+        /// The shape given.
+        found: Vec<i64>,
+        /// The dtype given.
+        dtype: tch::Kind,
+        /// The gradient's dtype.
+        grad_dtype: tch::Kind,
+    },
+    /// A rule that scales its step by the parameter was not given the parameter.
+    #[error(
+        "rule {rule} reads the master parameter (see WholeRule::needs_master), found none; pass it \
+         or choose a step scale of lr alone"
+    )]
+    WholeMaster {
+        /// Stable name of the rule.
+        rule: &'static str,
     },
     /// libtorch refused a tensor operation of an update.
     #[error("tensor update failed: {0}")]

@@ -1,9 +1,10 @@
 //! Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
 
+use crate::dispatch::SimdLevel;
 use crate::elements::{Elements, Scalars};
 use crate::error::{Result, require};
 use crate::real::Real;
-use crate::rule::StateKind;
+use crate::state::{StateDtype, StateKind, StateSpec, Storage};
 use crate::sweep::{ElementRule, sweep};
 use crate::tensor::{CheckedTensors, TensorElements};
 
@@ -18,11 +19,14 @@ pub struct LionConfig {
     /// 10 times lower than AdamW's and `weight_decay` as much higher, so that their product stays
     /// (section 5); this is three times [`crate::AdamWConfig`]'s, for a third of its `lr`.
     pub weight_decay: f64,
+    /// How the momentum is stored. Default [`StateDtype::Accumulation`].
+    pub state_dtype: StateDtype,
 }
 
 impl Default for LionConfig {
     fn default() -> Self {
-        Self { beta1: 0.95, beta2: 0.98, weight_decay: 0.3 }
+        let state_dtype = StateDtype::Accumulation;
+        Self { beta1: 0.95, beta2: 0.98, weight_decay: 0.3, state_dtype }
     }
 }
 
@@ -49,14 +53,20 @@ pub struct Lion {
 
 impl Lion {
     pub(crate) const NAME: &'static str = "lion";
-    pub(crate) const STATE_KINDS: [StateKind; 1] = [StateKind::FirstMoment];
+    const STATES: [StateSpec; 1] = Self::stored(Storage::Accumulation);
+    const BF16_STATES: [StateSpec; 1] = Self::stored(Storage::Bf16);
+
+    /// The momentum in a storage.
+    pub(crate) const fn stored(storage: Storage) -> [StateSpec; 1] {
+        [StateSpec::new(StateKind::FirstMoment, storage)]
+    }
 
     /// Checks the ranges.
     ///
     /// # Errors
     /// [`crate::Error::OutOfRange`] with the key of the run's file.
     pub fn new(config: LionConfig) -> Result<Self> {
-        let LionConfig { beta1, beta2, weight_decay } = config;
+        let LionConfig { beta1, beta2, weight_decay, .. } = config;
         let fraction = 0.0..1.0;
         require(fraction.contains(&beta1), "optim.betas[0]", beta1, "0 <= betas[0] < 1", 0.95)?;
         require(fraction.contains(&beta2), "optim.betas[1]", beta2, "0 <= betas[1] < 1", 0.98)?;
@@ -89,32 +99,44 @@ impl Lion {
         }
     }
 
-    pub(crate) fn update<T: Real>(&self, elements: Elements<T>, scalars: &Scalars) -> Result<()> {
-        scalars.validate()?;
-        let elements = elements.checked(Self::NAME, Self::STATE_KINDS.map(StateKind::name))?;
-        sweep(self.step(scalars), elements);
+    /// The states that it keeps.
+    pub(crate) fn state_specs(&self) -> &'static [StateSpec] {
+        match self.config.state_dtype {
+            StateDtype::Accumulation => &Self::STATES,
+            StateDtype::Bf16 => &Self::BF16_STATES,
+        }
+    }
+
+    pub(crate) fn update<T: Real>(
+        &self,
+        level: SimdLevel,
+        elements: Elements<T>,
+        scalars: &Scalars,
+    ) -> Result<()> {
+        let elements = elements.checked(Self::NAME, self.state_specs(), scalars)?;
+        sweep::<T, _, 1>(level, self.step(scalars), elements);
         Ok(())
     }
 
     pub(crate) fn update_tensor(&self, elements: TensorElements, scalars: &Scalars) -> Result<()> {
-        scalars.validate()?;
-        let CheckedTensors { master, grad, state: [m], working } =
-            elements.checked(Self::NAME, Self::STATE_KINDS.map(StateKind::name))?;
+        self.step_tensors(elements.checked(Self::NAME, self.state_specs(), scalars)?, scalars)
+    }
+
+    /// A step by libtorch operations, whatever the storage.
+    pub(crate) fn step_tensors(&self, tensors: CheckedTensors<1>, scalars: &Scalars) -> Result<()> {
+        let [mut m] = tensors.load()?;
         let step = self.step::<f64>(scalars);
-        let mut grad = grad.f_mul_scalar(step.grad_scale)?;
+        let mut grad = tensors.grad.f_mul_scalar(step.grad_scale)?;
         let mut direction = m.f_mul_scalar(step.beta1)?;
         let _ = direction.f_add_(&grad.f_mul_scalar(step.one_minus_beta1)?)?;
         let is_nan = direction.f_isnan()?;
         let _ = direction.f_sign_()?;
         let _ = direction.f_masked_fill_(&is_nan, f64::NAN)?;
-        let _ = master.f_mul_scalar_(step.decay)?;
-        let _ = master.f_sub_(&direction.f_mul_scalar_(step.lr)?)?;
+        let _ = tensors.master.f_mul_scalar_(step.decay)?;
+        let _ = tensors.master.f_sub_(&direction.f_mul_scalar_(step.lr)?)?;
         let _ = m.f_mul_scalar_(step.beta2)?;
         let _ = m.f_add_(&grad.f_mul_scalar_(step.one_minus_beta2)?)?;
-        if let Some(working) = working {
-            working.f_copy_(master)?;
-        }
-        Ok(())
+        tensors.finish(&[m])
     }
 }
 

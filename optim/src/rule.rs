@@ -1,11 +1,17 @@
 //! The closed set of update rules, and what a checkpoint needs to know of them.
 
 use crate::adamw::{AdamW, AdamWConfig};
-use crate::elements::{Elements, Scalars};
+use crate::adamw_8bit::{AdamW8bit, AdamW8bitConfig};
+use crate::dispatch::SimdLevel;
+use crate::elements::{Elements, Scalars, StepNumbers};
 use crate::error::Result;
 use crate::group::Group;
 use crate::lion::{Lion, LionConfig};
+use crate::lion_8bit::{Lion8bit, Lion8bitConfig};
 use crate::real::Real;
+use crate::schedule_free::{ScheduleFree, ScheduleFreeConfig};
+use crate::sophia::{Sophia, SophiaConfig};
+use crate::state::StateSpec;
 use crate::tensor::TensorElements;
 
 /// Which rule, with its hyper-parameters.
@@ -15,6 +21,14 @@ pub enum RuleConfig {
     AdamW(AdamWConfig),
     /// See [`Lion`].
     Lion(LionConfig),
+    /// See [`Sophia`].
+    Sophia(SophiaConfig),
+    /// See [`ScheduleFree`].
+    ScheduleFree(ScheduleFreeConfig),
+    /// See [`AdamW8bit`].
+    AdamW8bit(AdamW8bitConfig),
+    /// See [`Lion8bit`].
+    Lion8bit(Lion8bitConfig),
 }
 
 impl RuleConfig {
@@ -26,26 +40,11 @@ impl RuleConfig {
         Ok(match *self {
             Self::AdamW(config) => Rule::AdamW(AdamW::new(config)?),
             Self::Lion(config) => Rule::Lion(Lion::new(config)?),
+            Self::Sophia(config) => Rule::Sophia(Sophia::new(config)?),
+            Self::ScheduleFree(config) => Rule::ScheduleFree(ScheduleFree::new(config)?),
+            Self::AdamW8bit(config) => Rule::AdamW8bit(AdamW8bit::new(config)?),
+            Self::Lion8bit(config) => Rule::Lion8bit(Lion8bit::new(config)?),
         })
-    }
-}
-
-/// What a state buffer holds; one element a parameter element, zero before the first step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum StateKind {
-    /// Moving average of the gradient.
-    FirstMoment,
-    /// Moving average of the squared gradient.
-    SecondMoment,
-}
-
-impl StateKind {
-    /// The name in checkpoints, which never changes; torch's.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::FirstMoment => "exp_avg",
-            Self::SecondMoment => "exp_avg_sq",
-        }
     }
 }
 
@@ -56,6 +55,14 @@ pub enum Rule {
     AdamW(AdamW),
     /// Chen et al. 2023.
     Lion(Lion),
+    /// Liu et al. 2023.
+    Sophia(Sophia),
+    /// Defazio et al. 2024.
+    ScheduleFree(ScheduleFree),
+    /// AdamW with the states of Dettmers et al. 2021.
+    AdamW8bit(AdamW8bit),
+    /// Lion with the state of Dettmers et al. 2021.
+    Lion8bit(Lion8bit),
 }
 
 impl Rule {
@@ -64,14 +71,27 @@ impl Rule {
         match self {
             Self::AdamW(_) => AdamW::NAME,
             Self::Lion(_) => Lion::NAME,
+            Self::Sophia(_) => Sophia::NAME,
+            Self::ScheduleFree(_) => ScheduleFree::NAME,
+            Self::AdamW8bit(_) => AdamW8bit::NAME,
+            Self::Lion8bit(_) => Lion8bit::NAME,
         }
     }
 
-    /// The state buffers that the rule keeps, in the order that an update takes them.
-    pub fn state_kinds(&self) -> &'static [StateKind] {
+    /// The state buffers that the rule keeps for a parameter of `numel` elements, in the order that
+    /// an update takes them.
+    ///
+    /// Only quantized rules look at `numel`: below [`crate::MIN_QUANTIZED_ELEMENTS`] the same kinds
+    /// have full storage. A buffer of one kind and storage for many parameters then need only hold
+    /// those that have it.
+    pub fn state_specs(&self, numel: usize) -> &'static [StateSpec] {
         match self {
-            Self::AdamW(_) => &AdamW::STATE_KINDS,
-            Self::Lion(_) => &Lion::STATE_KINDS,
+            Self::AdamW(rule) => rule.state_specs(),
+            Self::Lion(rule) => rule.state_specs(),
+            Self::Sophia(_) => &Sophia::STATES,
+            Self::ScheduleFree(_) => &ScheduleFree::STATES,
+            Self::AdamW8bit(_) => AdamW8bit::state_specs(numel),
+            Self::Lion8bit(_) => Lion8bit::state_specs(numel),
         }
     }
 
@@ -80,16 +100,22 @@ impl Rule {
         match self {
             Self::AdamW(rule) => rule.config().weight_decay,
             Self::Lion(rule) => rule.config().weight_decay,
+            Self::Sophia(rule) => rule.config().weight_decay,
+            Self::ScheduleFree(rule) => rule.config().weight_decay,
+            Self::AdamW8bit(rule) => rule.config().weight_decay,
+            Self::Lion8bit(rule) => rule.config().weight_decay,
         }
     }
 
-    /// The numbers of update number `step` (from **1**) for one group; `lr` is the schedule's.
-    pub fn scalars(&self, group: &Group, lr: f64, grad_scale: f64, step: u64) -> Scalars {
+    /// The numbers of a step for one group.
+    pub fn scalars(&self, group: &Group, step: &StepNumbers) -> Scalars {
         Scalars {
-            lr: lr * group.lr_multiplier,
+            lr: step.lr * group.lr_multiplier,
             weight_decay: self.weight_decay() * group.weight_decay_multiplier,
-            grad_scale,
-            step,
+            grad_scale: step.grad_scale,
+            step: step.step,
+            averaging_weight: step.averaging_weight,
+            rounding_seed: step.rounding_seed,
         }
     }
 
@@ -101,25 +127,42 @@ impl Rule {
     /// non-finite and no other; the caller looks at the gradient norm first.
     ///
     /// # Shapes
-    /// Every buffer of `elements`: `[n]`; states in the order of [`Rule::state_kinds`].
+    /// Every buffer of `elements`: `[n]`; states as [`Rule::state_specs`] says, in that order. A
+    /// quantized rule takes both forms, quantized and full.
     ///
     /// # Errors
-    /// [`crate::Error::Scalar`], [`crate::Error::Length`] or [`crate::Error::StateCount`], before
-    /// anything is written.
+    /// [`crate::Error::Scalar`], [`crate::Error::Length`], [`crate::Error::StateCount`],
+    /// [`crate::Error::StateStorage`] or [`crate::Error::WithinBlock`], before anything is written.
     pub fn update<T: Real>(&self, elements: Elements<T>, scalars: &Scalars) -> Result<()> {
+        self.update_at(SimdLevel::detect(), elements, scalars)
+    }
+
+    /// [`Rule::update`] at a given vector level.
+    pub(crate) fn update_at<T: Real>(
+        &self,
+        level: SimdLevel,
+        elements: Elements<T>,
+        scalars: &Scalars,
+    ) -> Result<()> {
         match self {
-            Self::AdamW(rule) => rule.update(elements, scalars),
-            Self::Lion(rule) => rule.update(elements, scalars),
+            Self::AdamW(rule) => rule.update(level, elements, scalars),
+            Self::Lion(rule) => rule.update(level, elements, scalars),
+            Self::Sophia(rule) => rule.update(level, elements, scalars),
+            Self::ScheduleFree(rule) => rule.update(level, elements, scalars),
+            Self::AdamW8bit(rule) => rule.update(level, elements, scalars),
+            Self::Lion8bit(rule) => rule.update(level, elements, scalars),
         }
     }
 
     /// The same formula by in-place libtorch operations, for tensors of any device.
     ///
-    /// Equal to [`Rule::update`] up to rounding: kernels may fuse multiply-adds. Needs one to
-    /// three temporaries of the size of `master` at a time. Nothing is recorded for autograd.
+    /// Equal to [`Rule::update`] up to rounding: kernels may fuse multiply-adds, and where that
+    /// tips a code or a bf16 value, by one of its steps. Needs one to three temporaries of the size
+    /// of `master` at a time, with other states than the master's dtype about ten; quantized states
+    /// copy their code book to the device. Nothing is recorded for autograd.
     ///
     /// # Shapes
-    /// Every tensor of `elements` has the number of elements of `master`.
+    /// As [`Rule::update`].
     ///
     /// # Errors
     /// As [`Rule::update`], and [`crate::Error::Tensor`] if libtorch refuses an operation, after
@@ -128,6 +171,10 @@ impl Rule {
         tch::no_grad(|| match self {
             Self::AdamW(rule) => rule.update_tensor(elements, scalars),
             Self::Lion(rule) => rule.update_tensor(elements, scalars),
+            Self::Sophia(rule) => rule.update_tensor(elements, scalars),
+            Self::ScheduleFree(rule) => rule.update_tensor(elements, scalars),
+            Self::AdamW8bit(rule) => rule.update_tensor(elements, scalars),
+            Self::Lion8bit(rule) => rule.update_tensor(elements, scalars),
         })
     }
 }

@@ -127,6 +127,28 @@ impl Schedule {
         ratio + (1.0 - ratio) * remaining
     }
 
+    /// Weight `c` of the newest iterate in schedule-free's average at `step`, counted from **0**:
+    /// `w_t / (w_1 + ... + w_t)` with `w` the square of the largest learning rate so far (Defazio et
+    /// al. 2024, arXiv:2405.15682, section 2.1 and algorithm 1). In `(0, 1]`, 1 at step 0.
+    ///
+    /// With `w = warmup_steps` and `t = step + 1`:
+    ///
+    /// ```text
+    /// t <= w   6 t / ((t + 1) (2 t + 1))                        squares 1, 4, 9, ... of the warm-up
+    /// t > w    1 / ((w + 1) (2 w + 1) / (6 w) + t - w)          1 / t without a warm-up
+    /// ```
+    ///
+    /// Whatever the decay does, the largest learning rate stays. Worked number: `w = 2`, step 2:
+    /// squares 1/4, 1, 1 give 1 / 2.25.
+    pub fn averaging_weight(&self, step: u64) -> f64 {
+        let (t, w) = (step as f64 + 1.0, self.config.warmup_steps as f64);
+        if t <= w {
+            return 6.0 * t / ((t + 1.0) * (2.0 * t + 1.0));
+        }
+        let warmup = if w > 0.0 { (w + 1.0) * (2.0 * w + 1.0) / (6.0 * w) } else { 0.0 };
+        1.0 / (warmup + t - w)
+    }
+
     /// How much of the steps from `first` to the end has passed at `step`, in `[0, 1]`.
     fn progress(&self, step: u64, first: u64) -> f64 {
         if step >= self.steps {

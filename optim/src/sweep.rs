@@ -6,6 +6,7 @@
 use crate::dispatch::{Kernel, SimdLevel};
 use crate::elements::{Checked, Working};
 use crate::real::Real;
+use crate::state::{Column, QUANTIZED_BLOCK_ELEMENTS};
 use half::bf16;
 
 /// An element-wise rule with its numbers of one step, rounded to `T`.
@@ -15,58 +16,96 @@ pub(crate) trait ElementRule<T: Real, const STATES: usize>: Copy {
     fn element(self, master: T, grad: T, state: [T; STATES]) -> (T, [T; STATES]);
 }
 
-/// Updates every element at the widest vector level of this processor.
-pub(crate) fn sweep<'a, T, R, const STATES: usize>(rule: R, elements: Checked<'a, T, STATES>)
-where
-    T: Real,
-    Sweep<'a, T, R, STATES>: Kernel<Output = ()>,
-{
-    sweep_at(SimdLevel::detect(), rule, elements);
-}
-
-/// [`sweep`] at a given level.
-pub(crate) fn sweep_at<'a, T, R, const STATES: usize>(
+/// Updates every element at a vector level.
+pub(crate) fn sweep<T, R, const STATES: usize>(
     level: SimdLevel,
     rule: R,
-    elements: Checked<'a, T, STATES>,
+    elements: Checked<T, STATES>,
 ) where
     T: Real,
-    Sweep<'a, T, R, STATES>: Kernel<Output = ()>,
+    R: Pass<T, STATES>,
 {
     level.run(Sweep { rule, elements });
 }
 
-/// A rule and what it is to update; a [`Kernel`] for one and for two states.
-pub(crate) struct Sweep<'a, T: Real, R, const STATES: usize> {
+/// A rule and what it is to update.
+struct Sweep<'a, T: Real, R, const STATES: usize> {
     rule: R,
     elements: Checked<'a, T, STATES>,
 }
 
-impl<T: Real, R: ElementRule<T, 1>> Kernel for Sweep<'_, T, R, 1> {
+impl<T: Real, R: Pass<T, STATES>, const STATES: usize> Kernel for Sweep<'_, T, R, STATES> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Checked { master, grad, state: [first], working } = self.elements;
-        match working {
-            Working::None => one_state::<T, R, false>(self.rule, master, grad, first, &mut []),
-            Working::Bf16(copy) => one_state::<T, R, true>(self.rule, master, grad, first, copy),
+        let Checked { master, grad, mut state, mut working, first, rounding } = self.elements;
+        if let Some(state) = all_values(&mut state) {
+            return self.rule.pass(master, grad, state, working);
+        }
+        // States that are not numbers of type `T` go through buffers of one block, which stay in
+        // the nearest cache.
+        let mut block = [[T::ZERO; QUANTIZED_BLOCK_ELEMENTS]; STATES];
+        let mut random = [0; QUANTIZED_BLOCK_ELEMENTS];
+        let mut start = 0;
+        while start < master.len() {
+            let into_block = (first + start) % QUANTIZED_BLOCK_ELEMENTS;
+            let end = master.len().min(start + QUANTIZED_BLOCK_ELEMENTS - into_block);
+            let range = start..end;
+            for (column, values) in state.iter().zip(&mut block) {
+                column.load(range.clone(), values);
+            }
+            let values = block.each_mut().map(|values| &mut values[..end - start]);
+            let copy = working.range(range.clone());
+            self.rule.pass(&mut master[range.clone()], &grad[range.clone()], values, copy);
+            if state.iter().any(|column| matches!(column, Column::Bf16(_))) {
+                rounding.fill(first + start, &mut random[..end - start]);
+            }
+            for (i, (column, values)) in state.iter_mut().zip(&block).enumerate() {
+                column.store(range.clone(), values, &random, 16 * i as u32);
+            }
+            start = end;
         }
     }
 }
 
-impl<T: Real, R: ElementRule<T, 2>> Kernel for Sweep<'_, T, R, 2> {
-    type Output = ();
+/// The slices of states that are all of type `T`; then they need no conversion.
+#[inline(always)]
+fn all_values<'a, T: Real, const STATES: usize>(
+    state: &'a mut [Column<'_, T>; STATES],
+) -> Option<[&'a mut [T]; STATES]> {
+    if !state.iter().all(|column| matches!(column, Column::Values(_))) {
+        return None;
+    }
+    Some(state.each_mut().map(|column| match column {
+        Column::Values(values) => &mut **values,
+        _ => unreachable!("all are values"),
+    }))
+}
 
+/// The loop of an [`ElementRule`] over buffers of one length.
+pub(crate) trait Pass<T: Real, const STATES: usize>: Copy {
+    /// Implementations are `#[inline(always)]`.
+    fn pass(self, master: &mut [T], grad: &[T], state: [&mut [T]; STATES], working: Working);
+}
+
+impl<T: Real, R: ElementRule<T, 1>> Pass<T, 1> for R {
     #[inline(always)]
-    fn run(self) {
-        let Checked { master, grad, state: [first, second], working } = self.elements;
+    fn pass(self, master: &mut [T], grad: &[T], [first]: [&mut [T]; 1], working: Working) {
         match working {
-            Working::None => {
-                two_states::<T, R, false>(self.rule, master, grad, first, second, &mut []);
-            }
+            Working::None => one_state::<T, R, false>(self, master, grad, first, &mut []),
+            Working::Bf16(copy) => one_state::<T, R, true>(self, master, grad, first, copy),
+        }
+    }
+}
+
+impl<T: Real, R: ElementRule<T, 2>> Pass<T, 2> for R {
+    #[inline(always)]
+    fn pass(self, master: &mut [T], grad: &[T], [first, second]: [&mut [T]; 2], working: Working) {
+        match working {
+            Working::None => two_states::<T, R, false>(self, master, grad, first, second, &mut []),
             Working::Bf16(copy) => {
-                two_states::<T, R, true>(self.rule, master, grad, first, second, copy);
+                two_states::<T, R, true>(self, master, grad, first, second, copy);
             }
         }
     }

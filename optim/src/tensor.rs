@@ -1,29 +1,42 @@
 //! What an update of libtorch tensors reads and writes, on any device; CUDA above all.
 
+use crate::elements::Scalars;
 use crate::error::{Error, Result};
+use crate::rounding::Rounding;
+use crate::state::{QUANTIZED_BLOCK_ELEMENTS, StateSpec, Storage};
+use crate::tensor_column::{TensorColumn, tensor_columns};
 use tch::{Kind, Tensor};
 
-/// One range of a flat buffer as tensors of one device; the twin of [`crate::Elements`].
+/// One range of one parameter as tensors of one device; the twin of [`crate::Elements`].
 #[derive(Debug)]
 pub struct TensorElements<'a> {
     /// `[n]` master parameters, f32 or f64; read and written.
     pub master: &'a mut Tensor,
     /// `[n]` gradient before `grad_scale`, dtype of `master`; read only.
     pub grad: &'a Tensor,
-    /// One `[n]` tensor for each of [`crate::Rule::state_kinds`], in that order, dtype of `master`;
-    /// read and written. All start at zero.
+    /// One tensor for each of [`crate::Rule::state_specs`], in that order; read and written.
+    /// Dtypes: that of `master`, bf16, u8 for codes, f32 for scales.
     pub state: Vec<&'a mut Tensor>,
     /// `[n]` rounded copy that the model computes with, of any floating dtype; written.
     pub working: Option<&'a mut Tensor>,
+    /// Index of the range's first element within its parameter.
+    pub first: usize,
 }
 
 impl<'a> TensorElements<'a> {
-    /// The state as an array, once every length was compared with the master's.
+    /// Whether some state is quantized: which form of a quantized rule's states these are.
+    pub(crate) fn has_codes(&self) -> bool {
+        self.state.iter().any(|s| s.kind() == Kind::Uint8)
+    }
+
+    /// The states as columns, once every length and storage was compared with what `rule` takes.
     pub(crate) fn checked<const STATES: usize>(
         self,
         rule: &'static str,
-        names: [&'static str; STATES],
+        specs: &[StateSpec],
+        scalars: &Scalars,
     ) -> Result<CheckedTensors<'a, STATES>> {
+        scalars.validate()?;
         let expected = self.master.numel();
         let check = |buffer, found| {
             if found == expected { Ok(()) } else { Err(Error::Length { buffer, expected, found }) }
@@ -32,21 +45,56 @@ impl<'a> TensorElements<'a> {
         if let Some(working) = &self.working {
             check("working", working.numel())?;
         }
-        for (name, state) in names.iter().zip(&self.state) {
-            check(name, state.numel())?;
+        let quantized = specs.iter().any(|spec| spec.storage == Storage::BlockScale);
+        if quantized && !self.first.is_multiple_of(QUANTIZED_BLOCK_ELEMENTS) {
+            return Err(Error::WithinBlock { first: self.first });
         }
-        let state = <[&mut Tensor; STATES]>::try_from(self.state)
-            .map_err(|state| Error::StateCount { rule, expected: STATES, found: state.len() })?;
-        Ok(CheckedTensors { master: self.master, grad: self.grad, state, working: self.working })
+        Ok(CheckedTensors {
+            state: tensor_columns(rule, specs, self.state, self.master)?,
+            master: self.master,
+            grad: self.grad,
+            working: self.working,
+            first: self.first,
+            rounding: scalars.rounding(),
+        })
     }
 }
 
-/// [`TensorElements`] whose tensors are known to have one length.
+/// [`TensorElements`] whose tensors are known to fit together.
 pub(crate) struct CheckedTensors<'a, const STATES: usize> {
     pub(crate) master: &'a mut Tensor,
     pub(crate) grad: &'a Tensor,
-    pub(crate) state: [&'a mut Tensor; STATES],
-    pub(crate) working: Option<&'a mut Tensor>,
+    state: [TensorColumn<'a>; STATES],
+    working: Option<&'a mut Tensor>,
+    first: usize,
+    rounding: Rounding,
+}
+
+impl<const STATES: usize> CheckedTensors<'_, STATES> {
+    /// Each state in the dtype of the master. States stored so are the tensors themselves, others
+    /// temporaries; either way the rule changes them in place and hands them to
+    /// [`CheckedTensors::finish`].
+    pub(crate) fn load(&self) -> Result<[Tensor; STATES]> {
+        let loaded: Result<Vec<_>> =
+            self.state.iter().map(|s| s.load(self.master.kind())).collect();
+        Ok(loaded?.try_into().expect("one tensor a state"))
+    }
+
+    /// Stores the states and rounds the master to the working copy.
+    pub(crate) fn finish(self, states: &[Tensor; STATES]) -> Result<()> {
+        let uses_random = self.state.iter().any(|s| matches!(s, TensorColumn::Bf16(_)));
+        let random = match uses_random {
+            true => Some(self.rounding.random_tensor(self.first, self.master)?),
+            false => None,
+        };
+        for (i, (column, values)) in self.state.into_iter().zip(states).enumerate() {
+            column.store(values, random.as_ref(), 16 * i as i64)?;
+        }
+        if let Some(working) = self.working {
+            working.f_copy_(self.master)?;
+        }
+        Ok(())
+    }
 }
 
 /// Sum of squares of a tensor of any device, as a scalar f64 tensor there (no synchronization).

@@ -2,7 +2,7 @@
 
 use grove_parallel::collective::NcclCollective;
 use grove_parallel::{Collective, Launch};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{Backend, Plan};
 use crate::error::Error;
@@ -27,17 +27,20 @@ pub struct Refused {
 /// where they have to share one, for NCCL refuses that.
 ///
 /// # Errors
-/// If the plan asks for NCCL and this rank has no GPU, or NCCL cannot be used; with `auto` only if
+/// If only some ranks have a GPU, if the plan asks for NCCL and this rank has no GPU, or NCCL cannot be used; with `auto` only if
 /// it failed after it had begun.
 ///
 /// # Collectives
-/// Every rank must call it: those of [`NcclCollective::connect`].
+/// Every rank must call it: an all-gather, and those of [`NcclCollective::connect`].
 pub fn carrier(
     plan: &Plan,
     device: Device,
     launch: &Launch,
     parent: Box<dyn Collective>,
 ) -> Result<Carrier, Box<Refused>> {
+    if let Err(error) = require_like_devices(device, &*parent) {
+        return Err(Box::new(Refused { error, collective: parent }));
+    }
     let is_wanted = match plan.parallel.backend {
         Backend::Mpi => false,
         Backend::Auto => device != Device::Cpu && launch.world_size > 1,
@@ -60,5 +63,18 @@ pub fn carrier(
             }
             Err(Box::new(Refused { error: error.into(), collective }))
         }
+    }
+}
+
+/// Refuses ranks of which some compute on GPUs and some do not: they could not talk by NCCL, and
+/// would not compute the same bits.
+fn require_like_devices(device: Device, parent: &dyn Collective) -> Result<(), Error> {
+    let mine = Tensor::from_slice(&[i64::from(device != Device::Cpu)]);
+    let all = Tensor::zeros([parent.degree() as i64], (Kind::Int64, Device::Cpu));
+    parent.all_gather(&mine, &all, "which ranks compute on GPUs")?.wait()?;
+    let all: Vec<i64> = Vec::try_from(all).expect("a vector of i64");
+    match (all.iter().position(|&gpu| gpu == 1), all.iter().position(|&gpu| gpu == 0)) {
+        (Some(with), Some(without)) => Err(Error::MixedDevices { with, without }),
+        _ => Ok(()),
     }
 }

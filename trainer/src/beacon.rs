@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "mapping a file into memory")]
 
 use std::fs::{self, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use memmap2::MmapMut;
@@ -16,7 +16,8 @@ const FOLDER: &str = "ranks";
 
 /// A line of text that this process keeps true, and that stays when it dies.
 ///
-/// It is memory that the kernel writes out: showing something costs a few hundred nanoseconds.
+/// It is memory that the kernel writes out: showing something costs a few hundred nanoseconds. On a
+/// network file system other hosts see it some seconds later.
 #[derive(Debug)]
 pub struct Beacon {
     map: MmapMut,
@@ -32,9 +33,10 @@ impl Beacon {
     pub fn light(run_folder: &Path, rank: usize, host: &str) -> io::Result<Self> {
         let path = path_of(run_folder, rank);
         fs::create_dir_all(run_folder.join(FOLDER))?;
-        let file =
+        let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
-        file.set_len(FILE_BYTES as u64)?;
+        // Written, not only sized: a hole that the disk has no room for would end the process.
+        file.write_all(&[b' '; FILE_BYTES])?;
         // SAFETY: the file has FILE_BYTES bytes from here on: nothing cuts it but the next process
         // of the same rank, which does not start while this one runs.
         let map = unsafe { MmapMut::map_mut(&file)? };

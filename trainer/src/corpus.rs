@@ -52,7 +52,7 @@ impl Data {
     /// This rank's training batches from `first_step` on, assembled ahead.
     ///
     /// # Errors
-    /// If the data holds no whole sequence, or the micro-batches do not divide over the ranks.
+    /// If the data holds no whole sequence, or there are more ranks than micro-batches.
     pub fn batches(
         &self,
         plan: &Plan,

@@ -123,6 +123,17 @@ pub enum Error {
          hosts with a GPU for each rank, or parallel.backend to \"mpi\" or \"auto\""
     )]
     NcclWithoutGpu,
+    /// Some ranks compute on GPUs and some do not.
+    #[error(
+        "rank {with} computes on a GPU and rank {without} on the CPU; set device = \"cuda\" to learn \
+         what rank {without} lacks, or device = \"cpu\" for all"
+    )]
+    MixedDevices {
+        /// The lowest rank with a GPU.
+        with: usize,
+        /// The lowest rank without.
+        without: usize,
+    },
     /// Ranks are about to train different things.
     #[error(
         "rank {rank} differs from rank 0 in {what}; start all ranks with the same config and \
@@ -134,6 +145,9 @@ pub enum Error {
         /// The first rank that does.
         rank: usize,
     },
+    /// There is nothing to continue.
+    #[error("sample.prompt has no tokens; give at least one character")]
+    EmptyPrompt,
     /// Rank 0 could not save, as it reports itself.
     #[error("rank 0 could not save the checkpoint of step {step}")]
     NotSaved {
@@ -168,4 +182,19 @@ pub enum Error {
     /// The config module's.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+}
+
+impl Error {
+    /// Whether every rank finds this by itself, so that one of them is enough to tell it.
+    pub fn is_common(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFinite { .. }
+                | Self::NotSaved { .. }
+                | Self::RanksDiffer { .. }
+                | Self::MixedDevices { .. }
+                | Self::PlanChanged { .. }
+                | Self::DataChanged { .. }
+        )
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use grove_optim::Rule;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
@@ -84,7 +85,7 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
 pub fn resume(
     plan: &Plan,
     data: &Data,
-    state: &mut RunState,
+    (state, rule): (&mut RunState, &Rule),
     checkpoint: &Checkpoint,
 ) -> Result<(), Error> {
     let saved = checkpoint.run_state();
@@ -100,5 +101,5 @@ pub fn resume(
             found: data.fingerprint.clone(),
         });
     }
-    saving::load(state, checkpoint)
+    saving::load(state, rule, checkpoint)
 }

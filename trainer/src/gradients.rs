@@ -14,6 +14,7 @@ use tch::{Kind, Tensor};
 use crate::kernel::{accumulate, view};
 use crate::model::compute::Compute;
 use crate::sharding::{Placement, Sharding, Sums};
+use crate::spare::SpareBuffers;
 use crate::state::UnitState;
 
 /// Units whose gradients may be under way at once; each holds a buffer.
@@ -39,11 +40,10 @@ impl Round {
 }
 
 /// The reductions under way, and the buffers of micro-batches' gradients.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GradientSums {
     pending: VecDeque<Pending>,
-    spare: Vec<Tensor>,
-    buffer_bytes: u64,
+    spare: SpareBuffers,
 }
 
 #[derive(Debug)]
@@ -55,13 +55,18 @@ struct Pending {
 
 impl GradientSums {
     /// None under way.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(units: &[UnitState]) -> Self {
+        Self { pending: VecDeque::new(), spare: SpareBuffers::new(units) }
     }
 
-    /// Bytes of the buffers that were made so far: the most at one time.
+    /// The most bytes that buffers have taken at one time.
     pub fn buffer_bytes(&self) -> u64 {
-        self.buffer_bytes
+        self.spare.peak_bytes()
+    }
+
+    /// Whether [`GradientSums::buffer`] would have to wait for a reduction.
+    pub fn is_full(&self) -> bool {
+        self.pending.len() >= IN_FLIGHT
     }
 
     /// A whole buffer for one micro-batch's gradient of a unit; its content is arbitrary.
@@ -73,20 +78,14 @@ impl GradientSums {
         compute: &Compute,
         unit: &UnitState,
     ) -> Result<Tensor, grove_parallel::Error> {
-        while self.pending.len() >= IN_FLIGHT {
+        while self.is_full() {
             self.wait_for_oldest()?;
         }
         let kind = match unit.spec.gradient_in_parts {
             true => compute.accumulation(),
             false => compute.kind,
         };
-        let numel = unit.layout.padded_numel();
-        let fits = |spare: &Tensor| spare.numel() == numel && spare.kind() == kind;
-        if let Some(fitting) = self.spare.iter().position(fits) {
-            return Ok(self.spare.swap_remove(fitting));
-        }
-        self.buffer_bytes += (numel * kind.elt_size_in_bytes()) as u64;
-        Ok(Tensor::zeros([numel as i64], (kind, compute.device)))
+        Ok(self.spare.take(unit.layout.padded_numel(), kind, compute.device))
     }
 
     /// Adds a unit's gradient of this round to its accumulators, behind the compute that follows.
@@ -113,7 +112,7 @@ impl GradientSums {
         let place = &sharding.placement;
         if place.accumulates_whole() {
             accumulate_here(compute, &unit.grads, &buffer, round.first);
-            self.spare.push(buffer);
+            self.spare.give(buffer);
             if round.last && place.degree > 1 {
                 let handles = reduce_whole(sharding, unit)?;
                 self.pending.push_back(Pending { buffer: None, handles });
@@ -142,7 +141,9 @@ impl GradientSums {
     fn wait_for_oldest(&mut self) -> Result<(), grove_parallel::Error> {
         let Some(Pending { buffer, handles }) = self.pending.pop_front() else { return Ok(()) };
         handles.into_iter().try_for_each(Handle::wait)?;
-        self.spare.extend(buffer);
+        if let Some(buffer) = buffer {
+            self.spare.give(buffer);
+        }
         Ok(())
     }
 }

@@ -26,6 +26,7 @@ pub mod sample;
 pub mod saving;
 pub mod sharding;
 pub mod signals;
+pub mod spare;
 pub mod state;
 pub mod step;
 pub mod step_numbers;

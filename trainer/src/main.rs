@@ -86,7 +86,12 @@ fn train(command: &Train) -> ExitCode {
     match outcome {
         Ok(Ok(Ending::Finished)) => ExitCode::SUCCESS,
         Ok(Ok(Ending::Interrupted)) => ExitCode::from(INTERRUPTED as u8),
-        Ok(Err(error)) => fail(&launch, &*collective, &format!("{:#}", anyhow::Error::from(error))),
+        Ok(Err(error)) => {
+            if error.is_common() && launch.rank > 0 {
+                std::thread::sleep(COURTESY);
+            }
+            fail(&launch, &*collective, &format!("{:#}", anyhow::Error::from(error)))
+        }
         // The panic's own message has been printed where it happened.
         Err(_) => fail(&launch, &*collective, "a panic, which is a mistake in Grove (see above)"),
     }

@@ -39,7 +39,7 @@ pub struct Traffic<'a> {
 impl<'a> Traffic<'a> {
     /// Nothing on its way yet; gathers will start `ahead` visits before their use.
     pub fn new(sharding: Sharding<'a>, units: &[UnitState], ahead: usize) -> Self {
-        Self { sharding, residents: Residents::new(units, ahead), sums: GradientSums::new() }
+        Self { sharding, residents: Residents::new(units, ahead), sums: GradientSums::new(units) }
     }
 
     /// Starts to bring the other ranks' parts of all whole working copies, as after an update.
@@ -125,8 +125,15 @@ impl<'w, 'a> Walk<'w, 'a> {
         self.traffic.residents.release(index);
     }
 
-    fn buffer(&mut self, unit: &UnitState) -> Result<Tensor, grove_parallel::Error> {
-        self.traffic.sums.buffer(self.layers.compute, unit)
+    /// A buffer for a unit's gradient, for use in `phase`.
+    fn buffer(&mut self, unit: &UnitState, phase: Phase) -> Result<Tensor, grove_parallel::Error> {
+        let name = &unit.spec.name;
+        if self.traffic.sums.is_full() {
+            self.clock.enter_unit(Phase::Reduce, name);
+        }
+        let buffer = self.traffic.sums.buffer(self.layers.compute, unit)?;
+        self.clock.enter_unit(phase, name);
+        Ok(buffer)
     }
 
     fn reduce(
@@ -192,7 +199,7 @@ pub fn micro_step(
 
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks).rev() {
         let flat = walk.next(Phase::Backward)?;
-        let gradient = walk.buffer(unit)?;
+        let gradient = walk.buffer(unit, Phase::Backward)?;
         let grads =
             Grads { layout: &unit.layout, flat: &gradient, accumulate: Accumulate::Overwrite };
         let kept = saved.pop().expect("one for each block");
@@ -223,10 +230,10 @@ fn head(
         norm: weights(&units[last], &norm_flat),
         output: weights(&units[output], &output_flat),
     };
-    let norm_gradient = walk.buffer(&units[last])?;
+    let norm_gradient = walk.buffer(&units[last], Phase::Head)?;
     let output_gradient = match output == last {
         true => norm_gradient.shallow_clone(),
-        false => walk.buffer(&units[output])?,
+        false => walk.buffer(&units[output], Phase::Head)?,
     };
     let grads_of = |unit: usize, flat| Grads {
         layout: &units[unit].layout,
@@ -257,7 +264,7 @@ fn backward_embedding(
     let token_grads = if gradient.is_some() { Accumulate::Add } else { Accumulate::Overwrite };
     let gradient = match gradient {
         Some(gradient) => gradient,
-        None => walk.buffer(&units[0])?,
+        None => walk.buffer(&units[0], Phase::Backward)?,
     };
     let accumulate = Accumulate::Overwrite;
     let grads = Grads { layout: &units[0].layout, flat: &gradient, accumulate };

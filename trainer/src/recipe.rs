@@ -1,13 +1,16 @@
 //! From the plan's words to the rooms' own types: what stays the same from step to step.
 
 use grove_optim::{
-    AdamWConfig, Decay, Groups, LionConfig, RuleConfig, Schedule as LrSchedule, ScheduleConfig,
+    AdamW8bitConfig, AdamWConfig, Decay, Groups, Lion8bitConfig, LionConfig, RuleConfig,
+    Schedule as LrSchedule, ScheduleConfig, StateDtype,
 };
 
 use grove_parallel::{Assignment, Collective};
 use tch::Device;
 
-use crate::config::{Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule};
+use crate::config::{
+    self, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
+};
 use crate::error::Error;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
@@ -34,6 +37,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         groups: groups(plan),
         schedule: LrSchedule::new(schedule, plan.run.steps)?,
         clip_norm: plan.optim.clip_norm,
+        seed: plan.seed,
         assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
     })
 }
@@ -88,12 +92,27 @@ fn run_options(plan: &Plan) -> RunOptions {
 fn rule(plan: &Plan) -> RuleConfig {
     let weight_decay = plan.optim.weight_decay;
     match plan.optim.rule {
-        Rule::AdamW { betas: [beta1, beta2], eps } => {
-            RuleConfig::AdamW(AdamWConfig { beta1, beta2, eps, weight_decay })
+        Rule::AdamW { betas: [beta1, beta2], eps, state_dtype } => {
+            let state_dtype = state_dtype_of(state_dtype);
+            RuleConfig::AdamW(AdamWConfig { beta1, beta2, eps, weight_decay, state_dtype })
         }
-        Rule::Lion { betas: [beta1, beta2] } => {
-            RuleConfig::Lion(LionConfig { beta1, beta2, weight_decay })
+        Rule::Lion { betas: [beta1, beta2], state_dtype } => {
+            let state_dtype = state_dtype_of(state_dtype);
+            RuleConfig::Lion(LionConfig { beta1, beta2, weight_decay, state_dtype })
         }
+        Rule::AdamW8bit { betas: [beta1, beta2], eps } => {
+            RuleConfig::AdamW8bit(AdamW8bitConfig { beta1, beta2, eps, weight_decay })
+        }
+        Rule::Lion8bit { betas: [beta1, beta2] } => {
+            RuleConfig::Lion8bit(Lion8bitConfig { beta1, beta2, weight_decay })
+        }
+    }
+}
+
+fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {
+    match wanted {
+        config::StateDtype::Master => StateDtype::Accumulation,
+        config::StateDtype::Bf16 => StateDtype::Bf16,
     }
 }
 

@@ -107,7 +107,7 @@ pub fn memory_by_category(
         {
             memory.masters += bytes(&unit.masters);
         }
-        memory.optimizer_state += unit.moments.iter().map(|(_, moment)| bytes(moment)).sum::<u64>();
+        memory.optimizer_state += unit.states.iter().map(|state| bytes(&state.flat)).sum::<u64>();
     }
     memory
 }

@@ -8,6 +8,7 @@ use grove_parallel::Handle;
 use tch::Tensor;
 
 use crate::sharding::Sharding;
+use crate::spare::SpareBuffers;
 use crate::state::UnitState;
 
 /// Where the whole working copy of a unit is.
@@ -30,11 +31,9 @@ enum Slot {
 pub struct Residents {
     slots: Vec<Slot>,
     /// Buffers of units that were given up, for those that come next.
-    spare: Vec<Tensor>,
+    spare: SpareBuffers,
     /// How many visits ahead of the one at hand gathers are started.
     ahead: usize,
-    /// Bytes of all buffers that were ever made.
-    buffer_bytes: u64,
 }
 
 impl Residents {
@@ -45,7 +44,7 @@ impl Residents {
             false => Slot::Away,
         };
         let slots = units.iter().map(slot).collect();
-        Self { slots, spare: Vec::new(), ahead, buffer_bytes: 0 }
+        Self { slots, spare: SpareBuffers::new(units), ahead }
     }
 
     /// How many visits ahead gathers are started.
@@ -53,9 +52,9 @@ impl Residents {
         self.ahead
     }
 
-    /// Bytes of the buffers that gathered units have taken so far: the most at one time.
+    /// The most bytes that gathered units have taken at one time.
     pub fn buffer_bytes(&self) -> u64 {
-        self.buffer_bytes
+        self.spare.peak_bytes()
     }
 
     /// Whether [`Residents::whole`] would have to wait.
@@ -80,7 +79,8 @@ impl Residents {
             return Ok(());
         }
         let unit = &units[index];
-        let buffer = self.buffer(unit);
+        let (numel, kind) = (unit.layout.padded_numel(), unit.working.kind());
+        let buffer = self.spare.take(numel, kind, unit.working.device());
         let handle = sharding.shards().all_gather(&unit.working, &buffer, &unit.spec.name)?;
         self.slots[index] = Slot::Coming(buffer, handle);
         Ok(())
@@ -119,7 +119,7 @@ impl Residents {
         let slot = &mut self.slots[index];
         *slot = match std::mem::replace(slot, Slot::Away) {
             Slot::Here(buffer) => {
-                self.spare.push(buffer);
+                self.spare.give(buffer);
                 Slot::Away
             }
             other => other,
@@ -162,15 +162,5 @@ impl Residents {
             }
         }
         Ok(())
-    }
-
-    /// A buffer for the whole working copy of a unit: a spare one of its size, or a new one.
-    fn buffer(&mut self, unit: &UnitState) -> Tensor {
-        let (numel, kind) = (unit.layout.padded_numel(), unit.working.kind());
-        if let Some(fitting) = self.spare.iter().position(|spare| spare.numel() == numel) {
-            return self.spare.swap_remove(fitting);
-        }
-        self.buffer_bytes += (numel * kind.elt_size_in_bytes()) as u64;
-        Tensor::empty([numel as i64], (kind, unit.working.device()))
     }
 }

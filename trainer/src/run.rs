@@ -56,14 +56,18 @@ pub fn train(
     let Some(mut run) = Run::open(plan, compute, (collective, host), stop)? else {
         return Ok(Ending::Interrupted);
     };
-    let ending = run.steps();
-    if let Ok(Ending::Finished) = ending
+    let mut ending = run.steps();
+    if matches!(ending, Ok(Ending::Finished))
         && let Err(error) = run.sample()
     {
-        run.sinks.progress().warn(&format!("no sample: {error}"));
+        ending = Err(error);
     }
     run.say_costs();
     run.sinks.finish();
+    if ending.is_err() {
+        // Its groups would wait for peers, who wait to be told.
+        std::mem::forget(run);
+    }
     ending
 }
 
@@ -95,22 +99,28 @@ impl<'a> Run<'a> {
         (collective, host): (&'a dyn Collective, &str),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
+        // Before anything that depends on the plan: ranks of different plans make different calls.
+        let program = hashed(env!("GROVE_SOURCE"));
+        agree_on(collective, [("the program", program), ("the plan", hashed(&plan.to_toml()))])?;
+        // A folder that cannot hold a beacon costs the word of a killed rank, not the run.
+        let beacon = Beacon::light(&plan.run.dir, collective.rank(), host).ok();
         let Found { checkpoint: resumed, damaged } = folder::open(plan, collective)?;
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
         let data = Data::open(plan)?;
-        // A folder that cannot hold a beacon costs the word of a killed rank, not the run.
-        let beacon = Beacon::light(&plan.run.dir, collective.rank(), host).ok();
         let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
         let mut state = allocate(plan, &recipe, &sharding)?;
         let compute = &recipe.compute;
         match &resumed {
-            Some(checkpoint) => folder::resume(plan, &data, &mut state, checkpoint)?,
+            Some(checkpoint) => {
+                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?;
+            }
             None => state.initialize(compute, plan.seed),
         }
-        agree_on(collective, start_numbers(plan, &data, &state))?;
+        let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
+        agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
             folder::write_plan(plan)?;
         }
@@ -153,7 +163,7 @@ impl<'a> Run<'a> {
         }
         while self.state.step < self.plan.run.steps {
             // What was used since the last step was not used by this one.
-            let _ = self.energy.joules();
+            let _ = (self.energy.joules(), self.collective.ledger().take_step());
             let started = Instant::now();
             let outcome = train_step(
                 &self.recipe,
@@ -252,7 +262,10 @@ impl<'a> Run<'a> {
     }
 
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
-        let folder = saving::save(self.plan, &self.state, whole, &self.fingerprint)?;
+        let folder = {
+            let what = (whole, &self.recipe.rule);
+            saving::save(self.plan, &self.state, what, &self.fingerprint)?
+        };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
         self.sinks.progress().note(&format!("saved {}", folder.display()));
@@ -262,18 +275,26 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Prints a sample of text, which all ranks compute.
+    /// Prints a sample of text, which all ranks compute. A rank without the tokenizer costs the
+    /// sample, not the run.
     fn sample(&mut self) -> Result<(), Error> {
         let Some(sample) = &self.plan.sample else { return Ok(()) };
         self.clock.show("sample");
-        let wanted = self.plan.data.tokenizer.as_ref();
-        let wanted = wanted.expect("the plan refuses samples without a tokenizer");
-        let tokenizer: Tokenizer = corpus::tokenizer(self.plan, wanted)?;
-        let prompt = tokenizer.encode(&sample.prompt)?;
-        if prompt.is_empty() {
-            self.sinks.progress().warn("no sample: sample.prompt has no tokens");
-            return Ok(());
-        }
+        let prompt = self.prompt(&sample.prompt);
+        let missing = i64::from(prompt.is_err());
+        let missing = sum_integers(self.collective, &[missing], "ranks without a prompt")?[0];
+        let (tokenizer, prompt) = match prompt {
+            Ok(prompt) if missing == 0 => prompt,
+            Ok(_) => {
+                let line = format!("no sample: {missing} rank(s) cannot load the tokenizer");
+                self.sinks.progress().warn(&line);
+                return Ok(());
+            }
+            Err(error) => {
+                self.sinks.progress().warn(&format!("no sample: {error}"));
+                return Ok(());
+            }
+        };
         let sampling = Sampling {
             num_tokens: sample.tokens,
             vocab_size: tokenizer.vocab_size(),
@@ -285,9 +306,23 @@ impl<'a> Run<'a> {
         let window = self.plan.batch.sequence_length;
         let how = (&sampling, self.stop);
         let tokens = continue_tokens(layers, &prompt, window, how, &mut self.traffic)?;
-        let text = tokenizer.decode(&tokens)?;
-        self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end()));
+        match tokenizer.decode(&tokens) {
+            Ok(text) => self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end())),
+            Err(error) => self.sinks.progress().warn(&format!("no sample: {error}")),
+        }
         Ok(())
+    }
+
+    /// The tokenizer, and the tokens of a text; at least one.
+    fn prompt(&self, text: &str) -> Result<(Tokenizer, Vec<u32>), Error> {
+        let wanted = self.plan.data.tokenizer.as_ref();
+        let wanted = wanted.expect("the plan refuses samples without a tokenizer");
+        let tokenizer = corpus::tokenizer(self.plan, wanted)?;
+        let prompt = tokenizer.encode(text)?;
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        Ok((tokenizer, prompt))
     }
 
     fn say_costs(&mut self) {
@@ -327,18 +362,10 @@ impl<'a> Run<'a> {
     }
 }
 
-/// What every rank must start from alike, as numbers.
-fn start_numbers(plan: &Plan, data: &Data, state: &RunState) -> [(&'static str, i64); 4] {
-    let number = |text: &str| {
-        let hash = Sha256::digest(text.as_bytes());
-        i64::from_le_bytes(std::array::from_fn(|i| hash[i]))
-    };
-    [
-        ("the program", number(env!("GROVE_SOURCE"))),
-        ("the plan", number(&plan.to_toml())),
-        ("the training data", number(&data.fingerprint)),
-        ("the step they start from", state.step as i64),
-    ]
+/// A text as a number that ranks can compare.
+fn hashed(text: &str) -> i64 {
+    let hash = Sha256::digest(text.as_bytes());
+    i64::from_le_bytes(std::array::from_fn(|i| hash[i]))
 }
 
 /// What a failed save does to the run.

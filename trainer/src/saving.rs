@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use grove_parallel::layout::Segment;
+use grove_optim::{Rule, StateSpec, Storage};
+use grove_parallel::Reduction;
+use grove_parallel::layout::{ParamPlace, Segment};
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{
@@ -14,8 +16,9 @@ use crate::checkpoint::{
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
 use crate::kernel::view;
+use crate::model::units::ParamSpec;
 use crate::sharding::Sharding;
-use crate::state::{RunState, UnitState};
+use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
 
 /// The state of all ranks in this rank's host memory.
 #[derive(Debug)]
@@ -30,12 +33,16 @@ pub struct WholeState {
 /// If a gather fails.
 ///
 /// # Collectives
-/// Over each shard group, for each unit: an all-gather of masters and one of each kind of state.
+/// Over the first shard group, for each unit: an all-gather of masters, and an all-reduce of each
+/// form of state.
 pub fn gather(
     state: &RunState,
     sharding: &Sharding<'_>,
 ) -> Result<Option<WholeState>, grove_parallel::Error> {
     let mut units = Vec::new();
+    if sharding.placement.replica() > 0 {
+        return Ok(None);
+    }
     for unit in &state.units {
         let whole = HostUnit::gather(unit, sharding)?;
         if sharding.placement.rank == 0 {
@@ -52,7 +59,7 @@ pub fn gather(
 pub fn save(
     plan: &Plan,
     state: &RunState,
-    whole: &WholeState,
+    (whole, rule): (&WholeState, &Rule),
     fingerprint: &str,
 ) -> Result<PathBuf, Error> {
     let hosts = &whole.units;
@@ -62,8 +69,15 @@ pub fn save(
     for (unit, host) in state.units.iter().zip(hosts) {
         records(unit, &host.working, "", &mut model);
         records(unit, &host.masters, "", &mut masters);
-        for (kind, moment) in &host.moments {
-            records(unit, moment, &format!("{kind}/"), &mut optimizer);
+        for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
+            for wanted in rule.state_specs(place.numel) {
+                let (_, flat) = host
+                    .states
+                    .iter()
+                    .find(|(spec, _)| spec == wanted)
+                    .expect("a unit has a buffer for every form of state of its parameters");
+                optimizer.push(state_record(*wanted, param, place, flat));
+            }
         }
     }
     let parameter_steps: BTreeMap<_, _> =
@@ -95,12 +109,14 @@ pub fn save(
 ///
 /// # Errors
 /// If tensors are missing, superfluous, or of another shape or dtype: all are named.
-pub fn load(state: &mut RunState, checkpoint: &Checkpoint) -> Result<(), Error> {
+pub fn load(state: &mut RunState, rule: &Rule, checkpoint: &Checkpoint) -> Result<(), Error> {
     let mut expected = (Vec::new(), Vec::new());
     for unit in &state.units {
         expected.0.extend(specs(unit, &unit.masters, ""));
-        for (kind, moment) in &unit.moments {
-            expected.1.extend(specs(unit, moment, &format!("{}/", kind.name())));
+        for param in &unit.spec.params {
+            let numel = param.shape.iter().product::<i64>() as usize;
+            let states = rule.state_specs(numel).iter();
+            expected.1.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
         }
     }
     checkpoint.masters().check_names(&expected.0)?;
@@ -108,10 +124,7 @@ pub fn load(state: &mut RunState, checkpoint: &Checkpoint) -> Result<(), Error> 
     for unit in &state.units {
         let owned = || unit.owned.clone();
         fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
-        for (kind, moment) in &unit.moments {
-            let prefix = format!("{}/", kind.name());
-            fill(unit, (owned(), moment), checkpoint.optimizer(), &prefix)?;
-        }
+        fill_states(unit, checkpoint.optimizer())?;
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
@@ -144,33 +157,99 @@ pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error
 struct HostUnit {
     working: Tensor,
     masters: Tensor,
-    moments: Vec<(&'static str, Tensor)>,
+    /// Each form of state, at the places of the parameters in the unit.
+    states: Vec<(StateSpec, Tensor)>,
 }
 
 impl HostUnit {
     fn gather(unit: &UnitState, sharding: &Sharding<'_>) -> Result<Self, grove_parallel::Error> {
-        let whole = |owned: &Tensor| -> Result<Tensor, grove_parallel::Error> {
-            let owned = owned.to_device(Device::Cpu);
-            if unit.owned.len() == unit.layout.padded_numel() {
-                return Ok(owned);
-            }
-            let kind = (owned.kind(), Device::Cpu);
-            let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
-            sharding.shards().all_gather(&owned, &whole, &unit.spec.name)?.wait()?;
-            Ok(whole)
+        let states = (0..unit.states.len()).map(|buffer| whole_state(unit, buffer, sharding));
+        let states = states.collect::<Result<_, _>>()?;
+        let masters = whole_masters(unit, sharding)?;
+        let working = match unit.holds_whole_working() {
+            true => unit.working.to_device(Device::Cpu),
+            // As an update rounds them.
+            false => masters.to_kind(unit.working.kind()),
         };
-        let masters = whole(&unit.masters)?;
-        let moments = unit.moments.iter().map(|(kind, moment)| Ok((kind.name(), whole(moment)?)));
-        Ok(Self {
-            moments: moments.collect::<Result<_, grove_parallel::Error>>()?,
-            working: match unit.holds_whole_working() {
-                true => unit.working.to_device(Device::Cpu),
-                // As an update rounds them.
-                false => masters.to_kind(unit.working.kind()),
-            },
-            masters,
-        })
+        Ok(Self { working, masters, states })
     }
+}
+
+fn whole_masters(
+    unit: &UnitState,
+    sharding: &Sharding<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    let owned = unit.masters.to_device(Device::Cpu);
+    if unit.owned.len() == unit.layout.padded_numel() {
+        return Ok(owned);
+    }
+    let kind = (owned.kind(), Device::Cpu);
+    let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
+    let name = format!("masters of {}", unit.spec.name);
+    sharding.shards().all_gather(&owned, &whole, &name)?.wait()?;
+    Ok(whole)
+}
+
+/// One form of state of a whole unit. The ranks' parts differ in length, so they are laid into
+/// zeros and added up: as integers, which changes no bit.
+fn whole_state(
+    unit: &UnitState,
+    buffer: usize,
+    sharding: &Sharding<'_>,
+) -> Result<(StateSpec, Tensor), grove_parallel::Error> {
+    let StateBuffer { spec, flat } = &unit.states[buffer];
+    let (storage, flat) = (spec.storage, flat.to_device(Device::Cpu));
+    let places = || {
+        let place = |(segment, &(index, first)): (_, &(usize, usize))| {
+            (index == buffer).then_some((segment, first))
+        };
+        let all = unit.segments.iter().flat_map(|segment: &OwnedSegment| {
+            segment.places.iter().map(move |place| (segment, place))
+        });
+        all.filter_map(place)
+    };
+    let alone = unit.owned.len() == unit.layout.padded_numel();
+    if alone && places().all(|(segment, first)| first == segment.range.start) {
+        return Ok((*spec, flat));
+    }
+    let count = |numel: usize| storage.num_elements(numel) as i64;
+    let whole = Tensor::zeros([count(unit.layout.padded_numel())], (flat.kind(), Device::Cpu));
+    for (segment, first) in places() {
+        let (position, len) = (unit.owned.start + segment.range.start, count(segment.range.len()));
+        whole.narrow(0, count(position), len).copy_(&flat.narrow(0, count(first), len));
+    }
+    if !alone {
+        let words = whole.view_dtype(Kind::Int);
+        let name = format!("{} of {}", spec.kind.name(), unit.spec.name);
+        sharding.shards().all_reduce(&words, Reduction::Sum, &name)?.wait()?;
+    }
+    Ok((*spec, whole))
+}
+
+/// What is stored of one state of a parameter.
+fn state_spec(spec: StateSpec, param: &ParamSpec, accumulation: Kind) -> TensorSpec {
+    let shape: Vec<usize> = param.shape.iter().map(|&size| size as usize).collect();
+    TensorSpec {
+        name: format!("{}/{}", spec.kind.name(), param.name),
+        dtype: dtype(storage_dtype(spec.storage, accumulation)),
+        shape: match spec.storage {
+            Storage::BlockScale => vec![spec.storage.num_elements(shape.iter().product())],
+            _ => shape,
+        },
+    }
+}
+
+/// One state of a parameter, borrowed from the whole unit's.
+fn state_record<'a>(
+    spec: StateSpec,
+    param: &ParamSpec,
+    place: &ParamPlace,
+    flat: &'a Tensor,
+) -> TensorRecord<'a> {
+    let (size, count) = (flat.kind().elt_size_in_bytes(), |n| spec.storage.num_elements(n));
+    let start = count(place.offset);
+    let bytes = &view::bytes(flat)[start * size..(start + count(place.numel)) * size];
+    TensorRecord { spec: state_spec(spec, param, flat.kind()), bytes: bytes.into() }
 }
 
 /// Appends a record for each parameter of a flat host buffer, which is borrowed.
@@ -216,8 +295,27 @@ fn fill(
     Ok(())
 }
 
+/// Fills the states of what this rank owns.
+fn fill_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
+    for segment in &unit.segments {
+        let param = &unit.spec.params[segment.param];
+        for &(buffer, first) in &segment.places {
+            let StateBuffer { spec, flat } = &unit.states[buffer];
+            let stored = file.get(&format!("{}/{}", spec.kind.name(), param.name))?;
+            let (kind, count) = (kind(stored.spec.dtype), |n| spec.storage.num_elements(n));
+            let (start, len) = (count(segment.param_range.start), count(segment.range.len()));
+            let size = kind.elt_size_in_bytes();
+            let bytes = &stored.bytes[start * size..(start + len) * size];
+            let values = Tensor::from_data_size(bytes, &[len as i64], kind);
+            flat.narrow(0, count(first) as i64, len as i64).copy_(&values);
+        }
+    }
+    Ok(())
+}
+
 fn dtype(kind: Kind) -> Dtype {
     match kind {
+        Kind::Uint8 => Dtype::U8,
         Kind::BFloat16 => Dtype::Bf16,
         Kind::Float => Dtype::F32,
         Kind::Double => Dtype::F64,

@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use grove_optim::{Rule, StateKind};
+use grove_optim::{Rule, Start, StateSpec, Storage};
 use grove_parallel::UnitLayout;
-use grove_parallel::layout::ParamShape;
-use tch::{Device, Tensor};
+use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
+use tch::{Device, Kind, Tensor};
 
 use crate::model::compute::Compute;
 use crate::model::init;
@@ -30,9 +30,52 @@ pub struct UnitState {
     pub grads: Tensor,
     /// Master weights of `owned`, accumulation dtype: what the optimizer updates.
     pub masters: Tensor,
-    /// The optimizer's state for `owned`, one buffer for each of the rule's kinds, accumulation
-    /// dtype.
-    pub moments: Vec<(StateKind, Tensor)>,
+    /// The parts of parameters that `owned` holds, in order.
+    pub segments: Vec<OwnedSegment>,
+    /// The optimizer's state: one buffer for each form of state that some parameter has, for the
+    /// segments of those parameters, one after the other.
+    pub states: Vec<StateBuffer>,
+}
+
+/// A part of a parameter, with its place in this rank's buffers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedSegment {
+    /// Index of the parameter in the unit.
+    pub param: usize,
+    /// The elements, counted from the parameter's first.
+    pub param_range: Range<usize>,
+    /// The same elements, counted from the first of `owned`. It begins where the segment before it
+    /// ends, rounded up to [`ALIGNMENT_ELEMENTS`].
+    pub range: Range<usize>,
+    /// For each state that the rule keeps for the parameter: the buffer's index, and the first
+    /// element of the segment in it, counted in elements of parameters.
+    pub places: Vec<(usize, usize)>,
+}
+
+impl OwnedSegment {
+    /// Its elements with the padding behind them.
+    pub fn padded_len(&self) -> usize {
+        self.range.len().next_multiple_of(ALIGNMENT_ELEMENTS)
+    }
+}
+
+/// The state of one kind and storage.
+#[derive(Debug)]
+pub struct StateBuffer {
+    /// What it holds, and how.
+    pub spec: StateSpec,
+    /// The values, in the dtype of the storage.
+    pub flat: Tensor,
+}
+
+/// The dtype of a storage beside masters of `accumulation` dtype.
+pub fn storage_dtype(storage: Storage, accumulation: Kind) -> Kind {
+    match storage {
+        Storage::Accumulation => accumulation,
+        Storage::Bf16 => Kind::BFloat16,
+        Storage::Codes => Kind::Uint8,
+        Storage::BlockScale => Kind::Float,
+    }
 }
 
 impl UnitState {
@@ -106,6 +149,7 @@ impl RunState {
         for unit in &mut self.units {
             let values = initial_values(compute, unit, seed);
             unit.masters.copy_(&Tensor::from_slice(&values[unit.owned.clone()]));
+            start_states(unit);
         }
         self.round_masters();
     }
@@ -145,7 +189,8 @@ fn allocate_working_unit(
         working: zeros(layout.padded_numel() as i64, compute.kind),
         grads: zeros(0, compute.accumulation()),
         masters: zeros(0, compute.accumulation()),
-        moments: Vec::new(),
+        segments: Vec::new(),
+        states: Vec::new(),
         spec: spec.clone(),
         layout,
     })
@@ -170,10 +215,59 @@ fn allocate_unit(
     } else {
         zeros(own, kind, home)
     };
-    let moments = rule.state_kinds().iter().map(|&state| (state, zeros(own, kind, home))).collect();
+    let (segments, forms) = place_segments(&layout, owned.clone(), rule);
+    let states = forms.into_iter().map(|(spec, numel)| {
+        let numel = spec.storage.num_elements(numel) as i64;
+        StateBuffer { spec, flat: zeros(numel, storage_dtype(spec.storage, kind), home) }
+    });
+    let states = states.collect();
     let summed_numel = if placement.accumulates_whole() { whole } else { own };
     let grads = zeros(summed_numel, kind, compute.device);
-    Ok(UnitState { spec: spec.clone(), layout, owned, working, grads, masters, moments })
+    let spec = spec.clone();
+    Ok(UnitState { spec, layout, owned, working, grads, masters, segments, states })
+}
+
+/// The segments of `owned` with their places in state buffers, and for each form of state how many
+/// elements of parameters have it.
+fn place_segments(
+    layout: &UnitLayout,
+    owned: Range<usize>,
+    rule: &Rule,
+) -> (Vec<OwnedSegment>, Vec<(StateSpec, usize)>) {
+    let specs_of = |param: usize| rule.state_specs(layout.params()[param].numel);
+    // Of all parameters, so that every rank has the same buffers, if empty ones.
+    let mut forms: Vec<(StateSpec, usize)> = Vec::new();
+    for spec in (0..layout.params().len()).flat_map(specs_of) {
+        if !forms.iter().any(|(form, _)| form == spec) {
+            forms.push((*spec, 0));
+        }
+    }
+    let place = |Segment { param, param_range, unit_range }| {
+        let range = unit_range.start - owned.start..unit_range.end - owned.start;
+        let mut segment = OwnedSegment { param, param_range, range, places: Vec::new() };
+        for spec in specs_of(param) {
+            let buffer = forms.iter().position(|(form, _)| form == spec);
+            let buffer = buffer.expect("every parameter's forms were listed above");
+            segment.places.push((buffer, forms[buffer].1));
+            forms[buffer].1 += segment.padded_len();
+        }
+        segment
+    };
+    let segments = layout.segments(owned.clone()).map(place).collect();
+    (segments, forms)
+}
+
+/// Fills the states that do not start at zero.
+fn start_states(unit: &UnitState) {
+    for segment in &unit.segments {
+        for &(buffer, first) in &segment.places {
+            let StateBuffer { spec, flat } = &unit.states[buffer];
+            if spec.kind.start() == Start::Master {
+                let (start, len) = (segment.range.start as i64, segment.range.len() as i64);
+                flat.narrow(0, first as i64, len).copy_(&unit.masters.narrow(0, start, len));
+            }
+        }
+    }
 }
 
 /// Initial values of a whole unit, parameters computed side by side.

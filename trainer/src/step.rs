@@ -32,6 +32,8 @@ pub struct Recipe {
     pub schedule: Schedule,
     /// The largest global gradient norm; 0 for no clipping.
     pub clip_norm: f64,
+    /// The run's seed.
+    pub seed: u64,
     /// Which rank computes which micro-batches of a step.
     pub assignment: Assignment,
 }
@@ -101,6 +103,8 @@ pub fn train_step(
         lr,
         grad_scale: clip / num_tokens_f64,
         step: state.step + 1,
+        averaging_weight: recipe.schedule.averaging_weight(state.step),
+        seed: recipe.seed,
     };
     apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;

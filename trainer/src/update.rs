@@ -4,20 +4,21 @@
 //! sum nor the update depends on where shards and pieces are cut.
 
 use grove_optim::{
-    Elements, Groups, LEAF_ELEMENTS, Real, Rule, Scalars, TensorElements, Working,
-    block_squared_norms, num_blocks,
+    Elements, Groups, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice, StepNumbers, Storage,
+    TensorElements, Working, block_squared_norms, num_blocks,
 };
 use grove_parallel::ExactSum;
-use grove_parallel::layout::Segment;
 use half::bf16;
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
 use crate::kernel::view;
 use crate::model::compute::Compute;
+use crate::model::units::ParamSpec;
 use crate::pass::Traffic;
 use crate::sharding::Sharding;
-use crate::state::UnitState;
+use crate::state::{StateBuffer, UnitState};
 use crate::step_numbers::sum_integers;
 
 /// Elements that one thread takes at a time: large beside the cost of handing them out, small
@@ -37,6 +38,10 @@ pub struct Update<'a> {
     pub grad_scale: f64,
     /// Number of the update, from 1.
     pub step: u64,
+    /// Weight of this step's iterate in schedule-free's average.
+    pub averaging_weight: f64,
+    /// The run's seed, for states that are rounded at random.
+    pub seed: u64,
 }
 
 /// The sum of squares of all gradient elements, the same on every rank and at every sharding:
@@ -64,22 +69,13 @@ pub fn squared_grad_norm(
     Ok(sum.value())
 }
 
-/// Segments of the owned parts of parameters, from the first owned element.
-fn owned_segments(unit: &UnitState) -> impl Iterator<Item = Segment> + '_ {
-    let start = unit.owned.start;
-    unit.layout.segments(unit.owned.clone()).map(move |segment| Segment {
-        unit_range: segment.unit_range.start - start..segment.unit_range.end - start,
-        ..segment
-    })
-}
-
 fn squared_norm_of<T: Real + view::Element>(compute: &Compute, units: &[UnitState]) -> ExactSum {
     let grads: Vec<Tensor> = units.iter().map(UnitState::owned_grads).collect();
     let mut pieces = Vec::new();
     for (unit, grads) in units.iter().zip(&grads) {
         let grads = view::slice::<T>(grads);
-        for segment in owned_segments(unit) {
-            let values = &grads[segment.unit_range];
+        for segment in &unit.segments {
+            let values = &grads[segment.range.clone()];
             pieces.extend(values.chunks(PIECE_ELEMENTS).map(|piece| (piece, ExactSum::new())));
         }
     }
@@ -101,8 +97,8 @@ fn squared_norm_of_tensors(units: &[UnitState]) -> ExactSum {
     let mut leaves = Vec::new();
     for unit in units {
         let grads = unit.owned_grads();
-        for segment in owned_segments(unit) {
-            let (start, numel) = (segment.unit_range.start as i64, segment.unit_range.len() as i64);
+        for segment in &unit.segments {
+            let (start, numel) = (segment.range.start as i64, segment.range.len() as i64);
             let whole = numel / LEAF * LEAF;
             for (start, numel) in [(start, whole), (start + whole, numel - whole)] {
                 if numel > 0 {
@@ -113,8 +109,11 @@ fn squared_norm_of_tensors(units: &[UnitState]) -> ExactSum {
             }
         }
     }
-    let leaves: Vec<f64> = Vec::try_from(Tensor::cat(&leaves, 0)).expect("a vector of f64");
     let mut sum = ExactSum::new();
+    if leaves.is_empty() {
+        return sum;
+    }
+    let leaves: Vec<f64> = Vec::try_from(Tensor::cat(&leaves, 0)).expect("a vector of f64");
     leaves.into_iter().for_each(|leaf| sum.add(leaf));
     sum
 }
@@ -168,29 +167,31 @@ fn update_slices<T: Real + view::Element>(
     let is_rounded = device_working.kind() == Kind::BFloat16;
     let mut working = device_working.to_device(Device::Cpu);
     let mut pieces = Vec::new();
-    let segments: Vec<Segment> = owned_segments(unit).collect();
-    let UnitState { spec, masters, moments, .. } = unit;
-    let mut rest = Elements {
-        master: view::slice_mut::<T>(masters),
-        grad: view::slice::<T>(&grads),
-        state: moments.iter_mut().map(|(_, moment)| view::slice_mut::<T>(moment)).collect(),
-        working: match is_rounded {
-            true => Working::Bf16(view::slice_mut::<bf16>(&mut working)),
-            false => Working::None,
-        },
+    let UnitState { spec, masters, segments, states, .. } = unit;
+    let (mut master, mut grad) = (view::slice_mut::<T>(masters), view::slice::<T>(&grads));
+    let mut copy = match is_rounded {
+        true => Some(view::slice_mut::<bf16>(&mut working)),
+        false => None,
     };
-    let mut position = 0;
-    for segment in segments {
-        let (_padding, after) = rest.split_at(segment.unit_range.start - position);
-        let (mut elements, after) = after.split_at(segment.unit_range.len());
-        (rest, position) = (after, segment.unit_range.end);
-        let scalars = update.scalars(spec.params[segment.param].role);
-        while elements.master.len() > PIECE_ELEMENTS {
-            let (piece, tail) = elements.split_at(PIECE_ELEMENTS);
-            pieces.push(Piece::Todo(piece, scalars));
-            elements = tail;
-        }
-        pieces.push(Piece::Todo(elements, scalars));
+    let mut states: Vec<StateSlice<'_, T>> = states.iter_mut().map(state_slice).collect();
+    for segment in segments.iter() {
+        let padded_len = segment.padded_len();
+        let elements = Elements {
+            master: take(&mut master, padded_len),
+            grad: grad.split_off(..padded_len).expect("gradients are as long as masters"),
+            state: segment
+                .places
+                .iter()
+                .map(|&(buffer, _)| take_state(&mut states[buffer], padded_len))
+                .collect(),
+            working: match &mut copy {
+                Some(copy) => Working::Bf16(take(copy, padded_len)),
+                None => Working::None,
+            },
+            first: segment.param_range.start,
+        };
+        let scalars = update.scalars(&spec.params[segment.param]);
+        collect_pieces(elements.truncate(segment.range.len()), scalars, &mut pieces);
     }
     compute.pool.for_each_chunk_mut(&mut pieces, 1, |_, piece| {
         let taken = std::mem::replace(&mut piece[0], Piece::Done(Ok(())));
@@ -203,32 +204,83 @@ fn update_slices<T: Real + view::Element>(
         Piece::Todo(..) => unreachable!("every piece was visited"),
     })?;
     if device_working.device() != Device::Cpu {
-        device_working.copy_(if is_rounded { &working } else { masters });
+        device_working.copy_(if is_rounded { &working } else { &unit.masters });
     }
     Ok(())
 }
 
+/// Cuts a segment into pieces.
+fn collect_pieces<'a, T: Real>(
+    mut elements: Elements<'a, T>,
+    scalars: Scalars,
+    pieces: &mut Vec<Piece<'a, T>>,
+) {
+    while elements.master.len() > PIECE_ELEMENTS {
+        let (piece, tail) = elements.split_at(PIECE_ELEMENTS);
+        pieces.push(Piece::Todo(piece, scalars));
+        elements = tail;
+    }
+    pieces.push(Piece::Todo(elements, scalars));
+}
+
+fn state_slice<T: Real + view::Element>(buffer: &mut StateBuffer) -> StateSlice<'_, T> {
+    let flat = &mut buffer.flat;
+    match buffer.spec.storage {
+        Storage::Accumulation => StateSlice::Values(view::slice_mut(flat)),
+        Storage::Bf16 => StateSlice::Bf16(view::slice_mut(flat)),
+        Storage::Codes => StateSlice::Codes(view::slice_mut(flat)),
+        Storage::BlockScale => StateSlice::BlockScale(view::slice_mut(flat)),
+    }
+}
+
+/// Takes the next `len` elements off a slice.
+fn take<'a, T>(rest: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    rest.split_off_mut(..len).expect("segments lie within the buffers")
+}
+
+/// Takes the states of the next `len` elements off a buffer.
+fn take_state<'a, T: Real>(rest: &mut StateSlice<'a, T>, len: usize) -> StateSlice<'a, T> {
+    let whole = std::mem::replace(rest, StateSlice::Values(&mut []));
+    let (taken, tail) = whole.split_at(len);
+    *rest = tail;
+    taken
+}
+
 fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_optim::Error> {
     let (grads, working) = (unit.owned_grads(), unit.owned_working());
-    for segment in owned_segments(unit) {
-        let (start, numel) = (segment.unit_range.start as i64, segment.unit_range.len() as i64);
-        let part = |flat: &Tensor| flat.narrow(0, start, numel);
+    for segment in &unit.segments {
+        let len = segment.range.len();
+        let part = |flat: &Tensor| flat.narrow(0, segment.range.start as i64, len as i64);
         let (mut master, grad, mut rounded) = (part(&unit.masters), part(&grads), part(&working));
-        let mut state: Vec<_> = unit.moments.iter().map(|(_, moment)| part(moment)).collect();
+        let state_of = |&(buffer, first): &(usize, usize)| {
+            let StateBuffer { spec, flat } = &unit.states[buffer];
+            let (start, len) = (spec.storage.num_elements(first), spec.storage.num_elements(len));
+            flat.narrow(0, start as i64, len as i64)
+        };
+        let mut state: Vec<_> = segment.places.iter().map(state_of).collect();
         let elements = TensorElements {
             master: &mut master,
             grad: &grad,
             state: state.iter_mut().collect(),
             working: (working.kind() != unit.masters.kind()).then_some(&mut rounded),
+            first: segment.param_range.start,
         };
-        let role = unit.spec.params[segment.param].role;
-        update.rule.update_tensor(elements, &update.scalars(role))?;
+        let param = &unit.spec.params[segment.param];
+        update.rule.update_tensor(elements, &update.scalars(param))?;
     }
     Ok(())
 }
 
 impl Update<'_> {
-    fn scalars(&self, role: grove_optim::Role) -> Scalars {
-        self.rule.scalars(self.groups.of(role), self.lr, self.grad_scale, self.step)
+    fn scalars(&self, param: &ParamSpec) -> Scalars {
+        let key = Sha256::digest(format!("{}/{}", self.seed, param.name));
+        let step = StepNumbers {
+            lr: self.lr,
+            grad_scale: self.grad_scale,
+            step: self.step,
+            averaging_weight: self.averaging_weight,
+            rounding_seed: u64::from_le_bytes(std::array::from_fn(|i| key[i])),
+        };
+        self.rule.scalars(self.groups.of(param.role), &step)
     }
 }

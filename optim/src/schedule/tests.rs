@@ -87,3 +87,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn averaging_weights_are_shares_of_squared_largest_rates() {
+    for (warmup, decay) in [
+        (0, Decay::Constant),
+        (10, Decay::Constant),
+        (1, Decay::Constant),
+        (30, Decay::Cosine { final_ratio: 0.0 }),
+    ] {
+        let schedule = schedule(decay, warmup, 100);
+        let (mut largest, mut sum) = (0.0_f64, 0.0);
+        for step in 0..100 {
+            largest = largest.max(schedule.lr(step));
+            sum += largest * largest;
+            let (found, expected) = (schedule.averaging_weight(step), largest * largest / sum);
+            // A sum of a hundred numbers against a closed form.
+            assert!((found / expected - 1.0).abs() < 1e-13, "{warmup} {step}: {found} {expected}");
+        }
+    }
+    assert!((schedule(Decay::Constant, 2, 100).averaging_weight(2) - 1.0 / 2.25).abs() < 1e-15);
+}

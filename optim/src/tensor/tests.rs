@@ -1,9 +1,9 @@
 //! The tensor path against the slice path, on the CPU.
 
 use super::squared_norm_tensor;
+use crate::sample::{Buffers, SCALARS, Stored, rules};
 use crate::{
-    AdamWConfig, Elements, LionConfig, Real, RuleConfig, Scalars, TensorElements, Working,
-    squared_norm,
+    LionConfig, Real, Rule, RuleConfig, Scalars, StateSpec, Storage, TensorElements, squared_norm,
 };
 use half::bf16;
 use tch::{Kind, Tensor, kind::Element};
@@ -12,112 +12,175 @@ use tch::{Kind, Tensor, kind::Element};
 /// few of them add up. Relative to the largest element.
 const F32_TOLERANCE: f64 = 5e-7;
 const F64_TOLERANCE: f64 = 1e-15;
+/// What states of few bits may be off by where a rounding tips one: the 8 bits of a bf16 mantissa,
+/// and a gap between codes.
+const TIPPED: f64 = 1.0 / 64.0;
+
+/// The tensors of one parameter.
+struct Twin {
+    master: Tensor,
+    state: Vec<Tensor>,
+    copy: Tensor,
+}
+
+fn tensor_of<T: Real + Element>(stored: &Stored<T>) -> Tensor {
+    match stored {
+        Stored::Values(values) => Tensor::from_slice(values),
+        Stored::Bf16(values) => bf16_tensor(values),
+        Stored::Codes(codes) => Tensor::from_slice(codes),
+        Stored::BlockScale(scales) => Tensor::from_slice(scales),
+    }
+}
+
+/// By way of f32: `Tensor::from_slice` takes bf16 for another dtype.
+fn bf16_tensor(values: &[bf16]) -> Tensor {
+    let values: Vec<f32> = values.iter().map(|v| v.to_f32()).collect();
+    Tensor::from_slice(&values).to_kind(Kind::BFloat16)
+}
+
+impl Twin {
+    fn new<T: Real + Element>(buffers: &Buffers<T>) -> Self {
+        Self {
+            master: Tensor::from_slice(&buffers.master),
+            state: buffers.state.iter().map(tensor_of).collect(),
+            copy: bf16_tensor(&buffers.copy),
+        }
+    }
+
+    fn update(&mut self, rule: &Rule, grad: &Tensor, scalars: &Scalars) {
+        let elements = TensorElements {
+            master: &mut self.master,
+            grad,
+            state: self.state.iter_mut().collect(),
+            working: Some(&mut self.copy),
+            first: 0,
+        };
+        rule.update_tensor(elements, scalars).unwrap();
+    }
+}
 
 fn wave<T: Real>(n: usize, step: usize) -> Vec<T> {
     (0..n).map(|i| T::from_f64(((i * 7 + step * 13) as f64 * 0.37).sin())).collect()
 }
 
-fn gap<T: Real + Element>(slice: &[T], tensor: &Tensor) -> f64 {
-    let tensor = Vec::<T>::try_from(tensor).unwrap();
-    let largest = slice.iter().fold(1e-12, |a: f64, x| a.max(x.to_f64().abs()));
-    slice.iter().zip(tensor).map(|(a, b)| (a.to_f64() - b.to_f64()).abs()).fold(0.0, f64::max)
-        / largest
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(1e-12, |a, x| a.max(x.abs()))
 }
 
-fn paths_agree<T: Real + Element>(config: RuleConfig, tolerance: f64) {
+/// The largest difference, over the largest element.
+fn gap(slice: &[f64], tensor: &Tensor) -> f64 {
+    let tensor = Vec::<f64>::try_from(tensor.to_kind(Kind::Double)).unwrap();
+    assert_eq!(slice.len(), tensor.len());
+    slice.iter().zip(&tensor).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest(slice)
+}
+
+/// How many numbers are not the same.
+fn num_other(slice: &[f64], tensor: &Tensor) -> usize {
+    let tensor = Vec::<f64>::try_from(tensor.to_kind(Kind::Double)).unwrap();
+    slice.iter().zip(&tensor).filter(|(a, b)| a != b).count()
+}
+
+fn paths_agree<T: Real + Element>(rule: &Rule, tolerance: f64) {
     const N: usize = 1001;
-    let rule = config.build().unwrap();
-    let num_states = rule.state_kinds().len();
-    let mut master = wave::<T>(N, 0);
-    let mut states = vec![vec![T::from_f64(0.0); N]; num_states];
-    let mut copy = vec![bf16::ZERO; N];
-    let mut tensor = Tensor::from_slice(&master);
-    let mut tensor_states: Vec<Tensor> = states.iter().map(|s| Tensor::from_slice(s)).collect();
-    let mut tensor_copy = Tensor::zeros([N as i64], (Kind::BFloat16, tch::Device::Cpu));
+    let specs = rule.state_specs(usize::MAX);
+    let is_full = |spec: &StateSpec| spec.storage == Storage::Accumulation;
+    let tipped = if specs.iter().all(is_full) { 0.0 } else { TIPPED };
+    let mut buffers = Buffers::<T>::new(specs, N, 1);
+    buffers.master = wave(N, 0);
+    match rule {
+        Rule::Sophia(_) => {
+            buffers.state[1] = Stored::Values((0..N).map(|i| T::from_f64(i as f64)).collect());
+        }
+        Rule::ScheduleFree(_) => buffers.state[0] = Stored::Values(buffers.master.clone()),
+        _ => {}
+    }
+    let mut twin = Twin::new(&buffers);
     for step in 1..=10 {
-        let grad = wave::<T>(N, step);
-        let scalars = Scalars { lr: 0.01, weight_decay: 0.1, grad_scale: 0.3, step: step as u64 };
-        let elements = Elements {
-            master: &mut master,
-            grad: &grad,
-            state: states.iter_mut().map(|s| &mut s[..]).collect(),
-            working: Working::Bf16(&mut copy),
-        };
-        rule.update(elements, &scalars).unwrap();
-        let tensor_elements = TensorElements {
-            master: &mut tensor,
-            grad: &Tensor::from_slice(&grad),
-            state: tensor_states.iter_mut().collect(),
-            working: Some(&mut tensor_copy),
-        };
-        rule.update_tensor(tensor_elements, &scalars).unwrap();
+        buffers.grad = wave(N, step);
+        let scalars = Scalars { lr: 0.01, step: step as u64, ..SCALARS };
+        rule.update(buffers.elements(true), &scalars).unwrap();
+        twin.update(rule, &Tensor::from_slice(&buffers.grad), &scalars);
     }
-    assert!(gap(&master, &tensor) < tolerance, "master: {:e}", gap(&master, &tensor));
-    for (state, tensor) in states.iter().zip(&tensor_states) {
-        assert!(gap(state, tensor) < tolerance, "state: {:e}", gap(state, tensor));
+    let name = rule.name();
+    let master: Vec<f64> = buffers.master.iter().map(|x| x.to_f64()).collect();
+    // A tipped state moves the parameter by its share of a step.
+    let found = gap(&master, &twin.master);
+    assert!(found < tolerance + 0.01 * tipped, "{name} master: {found:e}");
+    for ((spec, state), tensor) in specs.iter().zip(&buffers.state).zip(&twin.state) {
+        let found = gap(&state.to_f64(), tensor);
+        assert!(found < tolerance + tipped, "{name} {}: {found:e}", spec.kind.name());
+        if !is_full(spec) {
+            let num_other = num_other(&state.to_f64(), tensor);
+            assert!(num_other <= N / 200, "{name} {}: {num_other} differ", spec.kind.name());
+        }
     }
-    let cast = tensor.to_kind(Kind::BFloat16);
-    assert!(tensor_copy.equal(&cast), "the working copy is the rounded master");
+    let cast = twin.master.to_kind(Kind::BFloat16);
+    assert!(twin.copy.equal(&cast), "{name}: the working copy is the rounded master");
 }
 
 #[test]
-fn adamw_agrees_with_the_slice_path() {
-    paths_agree::<f32>(RuleConfig::AdamW(AdamWConfig::default()), F32_TOLERANCE);
-    paths_agree::<f64>(RuleConfig::AdamW(AdamWConfig::default()), F64_TOLERANCE);
-}
-
-#[test]
-fn lion_agrees_with_the_slice_path() {
-    paths_agree::<f32>(RuleConfig::Lion(LionConfig::default()), F32_TOLERANCE);
-    paths_agree::<f64>(RuleConfig::Lion(LionConfig::default()), F64_TOLERANCE);
+fn every_rule_agrees_with_its_slice_path() {
+    for rule in rules() {
+        paths_agree::<f32>(&rule, F32_TOLERANCE);
+        paths_agree::<f64>(&rule, F64_TOLERANCE);
+    }
 }
 
 #[test]
 fn non_finite_gradients_act_as_in_the_slice_path() {
-    for config in
-        [RuleConfig::AdamW(AdamWConfig::default()), RuleConfig::Lion(LionConfig::default())]
-    {
-        let rule = config.build().unwrap();
-        let grad = [1.0_f32, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0];
-        let mut master = [1.0_f32; 5];
-        let mut states = vec![vec![0.0_f32; 5]; rule.state_kinds().len()];
-        let mut tensor = Tensor::from_slice(&master);
-        let mut tensor_states: Vec<Tensor> = states.iter().map(|s| Tensor::from_slice(s)).collect();
-        let scalars = Scalars { lr: 0.01, weight_decay: 0.1, grad_scale: 1.0, step: 1 };
-        let elements = Elements {
-            master: &mut master,
-            grad: &grad,
-            state: states.iter_mut().map(|s| &mut s[..]).collect(),
-            working: Working::None,
+    for rule in rules() {
+        let mut buffers = Buffers::<f32>::new(rule.state_specs(usize::MAX), 5, 1);
+        buffers.grad = vec![1.0_f32, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0];
+        let mut twin = Twin::new(&buffers);
+        rule.update(buffers.elements(true), &SCALARS).unwrap();
+        twin.update(&rule, &Tensor::from_slice(&buffers.grad), &SCALARS);
+        let is_nan = |stored: &[f64], tensor: &Tensor| {
+            let tensor = Vec::<f64>::try_from(tensor.to_kind(Kind::Double)).unwrap();
+            for (slice, tensor) in stored.iter().zip(tensor) {
+                assert_eq!(slice.is_nan(), tensor.is_nan(), "{}: {slice} {tensor}", rule.name());
+            }
         };
-        rule.update(elements, &scalars).unwrap();
-        let tensor_elements = TensorElements {
-            master: &mut tensor,
-            grad: &Tensor::from_slice(&grad),
-            state: tensor_states.iter_mut().collect(),
-            working: None,
-        };
-        rule.update_tensor(tensor_elements, &scalars).unwrap();
-        for (slice, tensor) in master.iter().zip(Vec::<f32>::try_from(&tensor).unwrap()) {
-            assert_eq!(slice.is_nan(), tensor.is_nan(), "{}: {slice} {tensor}", rule.name());
+        let master: Vec<f64> = buffers.master.iter().map(|x| f64::from(*x)).collect();
+        is_nan(&master, &twin.master);
+        for (state, tensor) in buffers.state.iter().zip(&twin.state) {
+            is_nan(&state.to_f64(), tensor);
         }
     }
 }
 
 #[test]
-fn lengths_are_named() {
+fn random_bits_are_those_of_the_slice_path() {
+    let like = Tensor::from_slice(&[0.0_f32; 600]);
+    for first in [0, 256, (1 << 32) - 256, 3 << 33] {
+        let rounding = SCALARS.rounding();
+        let tensor = Vec::<i64>::try_from(rounding.random_tensor(first, &like).unwrap()).unwrap();
+        // A slice is filled block by block, for a fill does not cross a multiple of 2^32.
+        let mut bits = vec![0_u32; 600];
+        for (i, bits) in bits.chunks_mut(256).enumerate() {
+            rounding.fill(first + 256 * i, bits);
+        }
+        assert!(tensor.iter().zip(&bits).all(|(a, b)| *a == i64::from(*b)), "from {first}");
+    }
+}
+
+#[test]
+fn refusals_are_named() {
     let rule = RuleConfig::Lion(LionConfig::default()).build().unwrap();
     let mut master = Tensor::from_slice(&[1.0_f32; 4]);
-    let mut m = Tensor::from_slice(&[0.0_f32; 3]);
-    let elements = TensorElements {
-        master: &mut master,
-        grad: &Tensor::from_slice(&[1.0_f32; 4]),
-        state: vec![&mut m],
-        working: None,
+    let mut refused = |mut m: Tensor, first| {
+        let elements = TensorElements {
+            master: &mut master,
+            grad: &Tensor::from_slice(&[1.0_f32; 4]),
+            state: vec![&mut m],
+            working: None,
+            first,
+        };
+        rule.update_tensor(elements, &SCALARS).unwrap_err().to_string()
     };
-    let scalars = Scalars { lr: 0.01, weight_decay: 0.1, grad_scale: 1.0, step: 1 };
-    let error = rule.update_tensor(elements, &scalars).unwrap_err().to_string();
-    assert!(error.starts_with("buffer exp_avg has 3 elements where master has 4"), "{error}");
+    let error = refused(Tensor::from_slice(&[0.0_f32; 3]), 0);
+    assert!(error.starts_with("buffer exp_avg has 3 elements where the range has 4"), "{error}");
+    let error = refused(bf16_tensor(&[bf16::ZERO; 4]), 0);
+    assert!(error.starts_with("state exp_avg has bf16 values: expected values of"), "{error}");
 }
 
 #[test]

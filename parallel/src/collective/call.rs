@@ -209,13 +209,23 @@ pub struct Request {
     pub(super) dtype: Option<Dtype>,
     pub(super) count: usize,
     pub(super) buffers: Buffers,
+    /// Ranks that take part.
+    pub(super) degree: usize,
 }
 
 impl Request {
     /// A request without data.
     pub(super) fn barrier(name: &str) -> Self {
         let (operation, name) = (Operation::Barrier, name.to_owned());
-        Self { operation, name, dtype: None, count: 0, buffers: Buffers::None }
+        Self { operation, name, dtype: None, count: 0, buffers: Buffers::None, degree: 1 }
+    }
+
+    /// Bytes that each rank sends, with the algorithms that send least: `(N-1)/N` of the larger
+    /// buffer, twice that for an all-reduce.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        let bytes = self.count as u64 * self.dtype.map_or(0, Dtype::size_bytes) as u64;
+        let rounds = if matches!(self.operation, Operation::AllReduce(_)) { 2 } else { 1 };
+        rounds * bytes * (self.degree as u64 - 1) / self.degree as u64
     }
 
     /// A request that replaces `tensor`.
@@ -233,7 +243,7 @@ impl Request {
         let dtype = check_tensor(operation, name, "in-place", tensor)?;
         let buffers = Buffers::InPlace(tensor.shallow_clone());
         let (name, dtype, count) = (name.to_owned(), Some(dtype), tensor.numel());
-        Ok(Self { operation, name, dtype, count, buffers })
+        Ok(Self { operation, name, dtype, count, buffers, degree })
     }
 
     /// A request that reads `input` and fills `output`, on rank `place.0` of `place.1`.
@@ -260,7 +270,8 @@ impl Request {
         let buffers =
             Buffers::Between { input: input.shallow_clone(), output: output.shallow_clone() };
         let count = input.numel().max(output.numel());
-        Ok(Self { operation, name: name.to_owned(), dtype: Some(dtype), count, buffers })
+        let (name, dtype, degree) = (name.to_owned(), Some(dtype), place.1);
+        Ok(Self { operation, name, dtype, count, buffers, degree })
     }
 }
 

@@ -20,6 +20,9 @@ pub struct OperationTotals {
     pub calls: u64,
     /// Elements of the larger buffer, summed over the calls.
     pub elements: u64,
+    /// Bytes that this rank sent, by the algorithm that sends least: see
+    /// [`OperationTotals::bytes`] for the share.
+    pub sent_bytes: u64,
     /// Bytes of the larger buffer, summed over the calls. How much of it crosses a wire depends
     /// on the degree `N`: `(N-1)/N` for gather and reduce-scatter, twice that for all-reduce.
     /// The larger buffer of an ordered reduce-scatter is its input, in the input's dtype.
@@ -164,6 +167,7 @@ impl Ledger {
         let totals = entries.totals.by_operation.entry(call.operation.name()).or_default();
         totals.calls += 1;
         totals.elements += call.count as u64;
+        totals.sent_bytes += request.sent_bytes();
         totals.bytes += call.bytes();
         entries.in_flight.insert(call.sequence, (call.clone(), Instant::now()));
         call

@@ -249,7 +249,7 @@ fn the_ledger_counts_calls_bytes_and_waits() {
         assert_eq!((totals.calls(), totals.bytes()), (3, 48));
         assert_eq!(
             totals.by_operation["all_reduce"],
-            OperationTotals { calls: 1, elements: 6, bytes: 24 }
+            OperationTotals { calls: 1, elements: 6, bytes: 24, sent_bytes: 24 }
         );
         assert!(totals.exposed_seconds > 0.0 && totals.communication_seconds > 0.0);
     }

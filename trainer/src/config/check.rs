@@ -178,9 +178,9 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let own = word("model.model_type", family);
             blocked(own == family, "model.model_type", format!("model.model_type = {own:?}"))
         }
-        Applies::Rule(rule) => {
+        Applies::Rule(rules) => {
             let own = word("optim.rule", super::OptimPlan::DEFAULT_RULE);
-            blocked(own == rule, "optim.rule", format!("optim.rule = {own:?}"))
+            blocked(rules.contains(&own), "optim.rule", format!("optim.rule = {own:?}"))
         }
         Applies::Schedule(kinds) => {
             let own = word("schedule.kind", super::Schedule::DEFAULT_KIND);

@@ -33,7 +33,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
     GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, Tokenizer, Validation,
+    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
 };
 use run_config::RunConfig;
 

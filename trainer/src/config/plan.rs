@@ -1,13 +1,16 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
-use std::collections::BTreeMap;
+mod optim;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
+
+pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -173,121 +176,6 @@ pub struct BatchPlan {
     pub micro_batch_size: usize,
     /// Micro-batches of one step, over all ranks.
     pub micro_batches: u64,
-}
-
-/// `[optim]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct OptimPlan {
-    /// The rule with its own numbers; in TOML the keys `rule`, `betas` and `eps`.
-    #[serde(flatten)]
-    pub rule: Rule,
-    /// The peak learning rate.
-    pub lr: f64,
-    /// Decoupled weight decay: a step multiplies weights by `1 - lr * weight_decay`.
-    pub weight_decay: f64,
-    /// The largest global L2 norm of the gradient; 0 for no clipping.
-    pub clip_norm: f64,
-    /// The groups of parameters that the model has.
-    pub groups: BTreeMap<Group, GroupPlan>,
-}
-
-impl OptimPlan {
-    /// The rule of a file that names none.
-    pub(super) const DEFAULT_RULE: &'static str = "adamw";
-}
-
-/// An update rule.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "rule", rename_all = "lowercase")]
-pub enum Rule {
-    /// Loshchilov and Hutter 2019, arXiv:1711.05101.
-    AdamW {
-        /// Decay rates of the first and second moment.
-        betas: [f64; 2],
-        /// Added to the root of the second moment.
-        eps: f64,
-    },
-    /// Chen et al. 2023, arXiv:2302.06675.
-    Lion {
-        /// Decay rates of the update's and the kept moment.
-        betas: [f64; 2],
-    },
-}
-
-/// A kind of parameter that may have its own learning rate and decay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Group {
-    /// Matrices inside blocks.
-    Matrix,
-    /// Token and position embeddings, and with them a tied head.
-    Embedding,
-    /// Weights and biases of norms.
-    Norm,
-    /// Biases of linear layers.
-    Bias,
-    /// The head, where it is not the embedding.
-    Head,
-}
-
-/// `[optim.groups.<group>]`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct GroupPlan {
-    /// Factor on `optim.lr`.
-    pub lr_multiplier: f64,
-    /// Factor on `optim.weight_decay`; left out of TOML where that is 0, as it has no effect.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight_decay_multiplier: Option<f64>,
-}
-
-/// `[schedule]`: a linear warm-up, then one of these shapes, as a factor on `optim.lr`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Schedule {
-    /// 1 to the end.
-    Constant {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-    },
-    /// Half a cosine from 1 to `final_ratio`; Loshchilov and Hutter 2017, arXiv:1608.03983.
-    Cosine {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-        /// The factor that the decay approaches: it is reached right after the last step.
-        final_ratio: f64,
-    },
-    /// A straight line from 1 to `final_ratio`; Bergsma et al. 2025, arXiv:2502.15938.
-    Linear {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-        /// The factor that the decay approaches: it is reached right after the last step.
-        final_ratio: f64,
-    },
-    /// 1, then a cooldown to `final_ratio`; Hu et al. 2024, arXiv:2404.06395; Haegele et al. 2024,
-    /// arXiv:2405.18392.
-    Wsd {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-        /// The factor that the decay approaches: it is reached right after the last step.
-        final_ratio: f64,
-        /// The part of all steps that the cooldown takes; [`Derived::cooldown_steps`] of them.
-        cooldown_fraction: f64,
-    },
-}
-
-impl Schedule {
-    /// The shape of a file that names none.
-    pub(super) const DEFAULT_KIND: &'static str = "cosine";
-
-    /// Steps of linear warm-up.
-    pub fn warmup_steps(&self) -> u64 {
-        match *self {
-            Self::Constant { warmup_steps }
-            | Self::Cosine { warmup_steps, .. }
-            | Self::Linear { warmup_steps, .. }
-            | Self::Wsd { warmup_steps, .. } => warmup_steps,
-        }
-    }
 }
 
 /// `[memory]`.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
-use super::{Backend, Device, Home, Recompute, Reduction, Tokenizer};
+use super::{Backend, Device, Home, Recompute, Reduction, StateDtype, Tokenizer};
 use crate::model::config::Precision;
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
@@ -133,6 +133,7 @@ pub(super) struct OptimTable {
     pub(super) lr: Option<f64>,
     pub(super) betas: Option<[f64; 2]>,
     pub(super) eps: Option<f64>,
+    pub(super) state_dtype: Option<StateDtype>,
     pub(super) weight_decay: Option<f64>,
     pub(super) clip_norm: Option<f64>,
     #[serde(default)]
@@ -144,6 +145,10 @@ pub(super) struct OptimTable {
 pub(super) enum RuleName {
     AdamW,
     Lion,
+    #[serde(rename = "adamw_8bit")]
+    AdamW8bit,
+    #[serde(rename = "lion_8bit")]
+    Lion8bit,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

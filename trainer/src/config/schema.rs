@@ -28,8 +28,8 @@ pub(super) enum Applies {
     Always,
     /// With this `model.model_type`.
     Family(&'static str),
-    /// With this `optim.rule`.
-    Rule(&'static str),
+    /// With one of these `optim.rule`s.
+    Rule(&'static [&'static str]),
     /// With one of these `schedule.kind`s.
     Schedule(&'static [&'static str]),
     /// With a part of the data kept for validation.
@@ -132,10 +132,11 @@ pub(super) const KEYS: &[Key] = &[
     key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
     key("batch.micro_batches", Count, "the micro-batches of one step, over all ranks").required(),
 
-    key("optim.rule", OneOf(&["adamw", "lion"]), "the update rule"),
+    key("optim.rule", OneOf(&["adamw", "lion", "adamw_8bit", "lion_8bit"]), "the update rule"),
     key("optim.lr", Number, "the peak learning rate"),
     key("optim.betas", Pair, "the two decay rates of the moments"),
-    key("optim.eps", Number, "the epsilon in the denominator").only(Rule("adamw")),
+    key("optim.eps", Number, "the epsilon in the denominator").only(Rule(&["adamw", "adamw_8bit"])),
+    key("optim.state_dtype", OneOf(&["master", "bf16"]), "how the optimizer's state is stored").only(Rule(&["adamw", "lion"])),
     key("optim.weight_decay", Number, "the decoupled weight decay"),
     key("optim.clip_norm", Number, "the largest global gradient norm, 0 for no clipping"),
     key("optim.groups.matrix.lr_multiplier", Number, "a factor on lr"),

@@ -27,6 +27,7 @@ element!(half::bf16, BFloat16);
 element!(f32, Float);
 element!(f64, Double);
 element!(i64, Int64);
+element!(u8, Uint8);
 
 /// The elements of a contiguous CPU tensor.
 ///

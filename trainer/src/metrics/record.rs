@@ -113,13 +113,15 @@ pub struct OperationCount {
     pub elements: u64,
     /// Bytes of their larger buffers.
     pub bytes: u64,
+    /// Bytes that this rank sent: `(N-1)/N` of those, twice that for an all-reduce.
+    pub sent_bytes: u64,
 }
 
 impl From<&StepTotals> for Communication {
     fn from(totals: &StepTotals) -> Self {
         let operations = totals.by_operation.iter().map(|(name, operation)| {
-            let OperationTotals { calls, elements, bytes } = *operation;
-            ((*name).to_owned(), OperationCount { calls, elements, bytes })
+            let OperationTotals { calls, elements, bytes, sent_bytes } = *operation;
+            ((*name).to_owned(), OperationCount { calls, elements, bytes, sent_bytes })
         });
         Self {
             seconds: totals.communication_seconds,

@@ -135,11 +135,9 @@ fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
     let Communication { seconds, exposed_seconds, operations } = &record.communication;
     scalars.push(("communication/seconds".to_string(), *seconds));
     scalars.push(("communication/exposed_seconds".to_string(), *exposed_seconds));
-    scalars.extend(
-        operations
-            .iter()
-            .map(|(name, count)| (format!("communication_bytes/{name}"), count.bytes as f64)),
-    );
+    scalars.extend(operations.iter().map(|(name, count)| {
+        (format!("communication_sent_bytes/{name}"), count.sent_bytes as f64)
+    }));
     scalars.extend(
         record
             .memory_bytes

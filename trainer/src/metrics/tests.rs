@@ -47,7 +47,12 @@ fn step_record(step: u64) -> StepRecord {
             exposed_seconds: 0.01,
             operations: BTreeMap::from([(
                 "all_gather".to_owned(),
-                OperationCount { calls: 10, elements: 1 << 20, bytes: 1 << 21 },
+                OperationCount {
+                    calls: 10,
+                    elements: 1 << 20,
+                    bytes: 1 << 21,
+                    sent_bytes: 1 << 20,
+                },
             )]),
         },
         memory_bytes: MemoryByCategory { parameters: 68 << 20, ..MemoryByCategory::default() },
@@ -219,7 +224,7 @@ fn events_are_on_the_disk_after_each_record() {
     assert_eq!(scalars["train/loss"], 2.12344);
     assert_eq!(scalars["phase_seconds/forward"], 0.06);
     assert_eq!(scalars["cost/energy_joules"], 12.5);
-    assert_eq!(scalars["communication_bytes/all_gather"], (1 << 21) as f32);
+    assert_eq!(scalars["communication_sent_bytes/all_gather"], (1 << 20) as f32);
     assert_eq!(scalars["memory_bytes/parameters"], (68 << 20) as f32);
     assert_eq!(scalars["cost/total_flops"], 1e20);
     assert_eq!(scalars_of(&events[3])["val/loss"], 2.0312);

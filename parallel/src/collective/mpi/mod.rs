@@ -69,7 +69,7 @@ enum Job {
 }
 
 impl MpiCollective {
-    /// Initializes MPI in a new thread. With `check`, ranks first compare what they are calling
+    /// Initializes MPI in a new thread. With `check` on any rank, ranks first compare what they are calling
     /// before each call, and get [`Error::CallsDiffer`] instead of waiting forever or mixing
     /// data if they are not in the same one; it costs a round of small messages a call.
     ///
@@ -89,11 +89,17 @@ impl MpiCollective {
                 // The receiver waits below, so it is there.
                 let _ = report.send(Err(error));
             }
-            Ok(wire) => {
-                let _ = report.send(Ok((wire.rank(), wire.degree())));
-                let exchange = Exchange::new(wire, check);
-                carry_out(exchange, &jobs, &thread_ledger, &thread_failure);
-            }
+            // The first words of all ranks, which none of them can be in another call for.
+            Ok(wire) => match wire.all_gather_words(vec![u64::from(check)]) {
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                }
+                Ok(checks) => {
+                    let _ = report.send(Ok((wire.rank(), wire.degree())));
+                    let exchange = Exchange::new(wire, checks.contains(&1));
+                    carry_out(exchange, &jobs, &thread_ledger, &thread_failure);
+                }
+            },
         };
         let stopped = |reason: String| Error::Thread { reason };
         let thread = thread::Builder::new()
@@ -212,7 +218,8 @@ impl Collective for MpiCollective {
 
 impl Drop for MpiCollective {
     fn drop(&mut self) {
-        if thread::panicking() {
+        // Not in a group: those go first, and who owns the whole may still say which rank it is.
+        if self.channel == 0 && thread::panicking() {
             // The panic hook has said why; peers must not wait for this rank.
             wire::abort(1);
         }

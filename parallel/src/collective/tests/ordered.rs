@@ -140,7 +140,7 @@ fn ranks_must_agree_on_what_they_add_to_and_the_ledger_counts_the_input() {
         let add = |onto| ranks.ordered_reduce_scatter(&input, &output, onto, "w").unwrap().wait();
         add(Onto::Nothing).unwrap();
         let totals = ranks.ledger().totals().by_operation["ordered_reduce_scatter"];
-        assert_eq!(totals, OperationTotals { calls: 1, elements: 6, bytes: 12 });
+        assert_eq!(totals, OperationTotals { calls: 1, elements: 6, bytes: 12, sent_bytes: 6 });
         let error = add([Onto::Nothing, Onto::Output][ranks.rank()]).unwrap_err().to_string();
         assert!(error.contains("call 1, ordered_reduce_scatter(onto Output) `w` of 6 bf16"));
     });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, Schedule};
+use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 use super::super::run_config::{GroupTables, OptimTable, RuleName, ScheduleName, ScheduleTable};
 use super::{Problems, Shown};
 use crate::model::config::DecoderSpec;
@@ -21,22 +21,27 @@ pub(super) fn resolve(
     spec: &DecoderSpec,
     problems: &mut Problems,
 ) -> OptimPlan {
-    let (rule, default_lr, default_decay) = match table.rule.unwrap_or(RuleName::AdamW) {
-        RuleName::AdamW => {
-            let eps = table.eps.unwrap_or(1e-8);
-            problems.require(
-                EPS.contains(&eps),
-                "optim.eps",
-                Shown(eps),
-                format!("must be at least {:?} and below {:?}", EPS.start, EPS.end),
-                "use a small number such as 1e-8",
-            );
-            let betas = table.betas.unwrap_or([0.9, 0.95]);
-            (Rule::AdamW { betas, eps }, 3e-4, 0.1)
-        }
-        RuleName::Lion => (Rule::Lion { betas: table.betas.unwrap_or([0.95, 0.98]) }, 1e-4, 0.3),
+    let wanted = table.rule.unwrap_or(RuleName::AdamW);
+    let (default_betas, default_lr, default_decay) = match wanted {
+        RuleName::AdamW | RuleName::AdamW8bit => ([0.9, 0.95], 3e-4, 0.1),
+        RuleName::Lion | RuleName::Lion8bit => ([0.95, 0.98], 1e-4, 0.3),
     };
-    let (Rule::AdamW { betas, .. } | Rule::Lion { betas }) = rule;
+    let betas = table.betas.unwrap_or(default_betas);
+    let eps = table.eps.unwrap_or(1e-8);
+    problems.require(
+        EPS.contains(&eps),
+        "optim.eps",
+        Shown(eps),
+        format!("must be at least {:?} and below {:?}", EPS.start, EPS.end),
+        "use a small number such as 1e-8",
+    );
+    let state_dtype = table.state_dtype.unwrap_or(StateDtype::Master);
+    let rule = match wanted {
+        RuleName::AdamW => Rule::AdamW { betas, eps, state_dtype },
+        RuleName::Lion => Rule::Lion { betas, state_dtype },
+        RuleName::AdamW8bit => Rule::AdamW8bit { betas, eps },
+        RuleName::Lion8bit => Rule::Lion8bit { betas },
+    };
     problems.require(
         betas.iter().all(|beta| (0.0..1.0).contains(beta)),
         "optim.betas",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::{DataSource, Rule, Schedule, Tokenizer};
+use super::super::{DataSource, Rule, Schedule, StateDtype, Tokenizer};
 use super::{Folder, LLAMA, plan};
 use crate::model::config::ModelConfig;
 
@@ -39,7 +39,10 @@ fn overrides_take_toml_and_bare_words() {
             "checkpoint={every=4, keep_last=3}",
         ],
     );
-    assert_eq!(plan.optim.rule, Rule::AdamW { betas: [0.5, 0.75], eps: 1e-8 });
+    assert_eq!(
+        plan.optim.rule,
+        Rule::AdamW { betas: [0.5, 0.75], eps: 1e-8, state_dtype: StateDtype::Master }
+    );
     assert_eq!(plan.data.source, DataSource::Text("some file.txt".into()));
     assert_eq!(plan.run.dir, PathBuf::from("2024-01-01"));
     assert_eq!(plan.sample.unwrap().prompt, "5");
@@ -52,7 +55,10 @@ fn what_a_higher_layer_makes_pointless_goes() {
         "{LLAMA}[optim]\nlr = 0.5\neps = 1e-3\n[schedule]\nkind = \"wsd\"\ncooldown_fraction = 0.5\n"
     );
     let lion = plan(&text, &["optim.rule=lion", "schedule.kind=constant"]);
-    assert_eq!(lion.optim.rule, Rule::Lion { betas: [0.95, 0.98] });
+    assert_eq!(
+        lion.optim.rule,
+        Rule::Lion { betas: [0.95, 0.98], state_dtype: StateDtype::Master }
+    );
     // The learning rate keeps its effect, so it stays.
     assert_eq!(lion.optim.lr, 0.5);
     assert_eq!(lion.schedule, Schedule::Constant { warmup_steps: 0 });
