@@ -29,12 +29,15 @@ fn both_families_learn_in_every_precision() {
 }
 
 #[test]
-fn both_rules_and_all_schedules_learn() {
+fn all_rules_and_schedules_learn() {
     let program = Program::new();
     for kind in ["constant", "linear", "wsd"] {
         learns(&program, &[&format!("schedule.kind='{kind}'")], kind);
     }
     learns(&program, &["optim.rule='lion'", "optim.lr=3e-3"], "lion");
+    learns(&program, &["optim.rule='adamw_8bit'"], "adamw in 8 bits");
+    learns(&program, &["optim.rule='lion_8bit'", "optim.lr=3e-3"], "lion in 8 bits");
+    learns(&program, &["optim.state_dtype='bf16'"], "adamw with states in bf16");
 }
 
 #[test]
@@ -50,4 +53,21 @@ fn precisions_agree_on_the_first_loss() {
     let exact = first("fp64");
     assert!((first("fp32") - exact).abs() / exact < 1e-6);
     assert!((first("bf16") - exact).abs() / exact < NEAR);
+}
+
+#[test]
+fn the_token_file_of_another_trainer_is_read_as_it_is() {
+    let program = Program::new();
+    let config = std::fs::read_to_string(program.path("config.toml")).expect("a config");
+    let config =
+        config.replace("text = \"text.txt\"\ntokenizer = \"bytes\"", "tokens = \"train.bin\"");
+    std::fs::write(program.path("config.toml"), config).expect("a config");
+    // nanoGPT's: ids as 16-bit integers, and nothing else.
+    let text = std::fs::read(program.path("text.txt")).expect("a text");
+    let ids: Vec<u8> = text.iter().flat_map(|&id| u16::from(id).to_le_bytes()).collect();
+    std::fs::write(program.path("train.bin"), ids).expect("a token file");
+    program.train(1, &["run.dir='foreign'"]);
+    let own = Program::new();
+    own.train(1, &["run.dir='own'"]);
+    assert_eq!(program.losses("foreign"), own.losses("own"));
 }

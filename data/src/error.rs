@@ -4,8 +4,16 @@
 //! are part of the message (field `cause`), not of the error chain, so that a message printed
 //! alone, as a failing rank does, is complete.
 
+mod input;
+mod mixture;
+mod source;
+
 use std::io;
 use std::path::{Path, PathBuf};
+
+pub use input::InputError;
+pub use mixture::MixtureError;
+pub use source::SourceError;
 
 /// Result with this room's [`enum@Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -14,6 +22,15 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// Text that was to be tokenized could not be found, read or taken apart.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// Token data could not be opened, or is not what it was.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Sources cannot be mixed, packed or looked up as asked.
+    #[error(transparent)]
+    Mixture(#[from] MixtureError),
     /// The caller asked for the end.
     #[error("interrupted before the end; nothing was written")]
     Interrupted,

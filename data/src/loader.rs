@@ -7,21 +7,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::batch::Batch;
 use crate::error::{Error, Result};
+use crate::mixture::{Draw, Member, Mixture};
 use crate::order::Order;
-use crate::split::check_range;
-use crate::token_file::TokenFile;
-
-/// Windows of tokens, each with the inputs and, one further, the targets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Batch {
-    /// Token ids `[B, S + 1]`, row-major: inputs are columns `0..S`, targets columns `1..S + 1`.
-    pub tokens: Vec<u32>,
-    /// Rows, `B`.
-    pub batch_size: usize,
-    /// Tokens predicted per row, `S`.
-    pub sequence_length: usize,
-}
+use crate::packing::{Layout, Packing, Segment};
+use crate::source::Source;
+use crate::split::{Corpus, check_range};
 
 /// The numbers that fix which sample goes where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,37 +28,67 @@ pub struct LoaderConfig {
     pub seed: u64,
 }
 
-/// Gives training batches. Cloning is cheap and shares the file.
+impl LoaderConfig {
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.micro_batch_size == 0 {
+            return Err(Error::Zero { key: "micro_batch_size" });
+        }
+        if self.micro_batches_per_step == 0 {
+            return Err(Error::Zero { key: "micro_batches_per_step" });
+        }
+        Ok(())
+    }
+
+    /// Rows of a step, over all ranks.
+    pub(crate) fn samples_per_step(&self) -> u64 {
+        self.micro_batches_per_step.saturating_mul(self.micro_batch_size as u64)
+    }
+}
+
+/// Gives training batches. Cloning is cheap and shares the files.
 #[derive(Clone, Debug)]
 pub struct Loader {
-    file: Arc<TokenFile>,
-    range: Range<u64>,
+    mixture: Arc<Mixture>,
+    packing: Packing,
     config: LoaderConfig,
-    order: Order,
 }
 
 impl Loader {
-    /// A loader over the tokens `range` of `file`.
+    /// A loader over the tokens `range` of one source, in contiguous windows.
     ///
     /// # Errors
     /// [`Error::Zero`] if a number of `config` other than the seed is 0, [`Error::OutsideFile`] if
     /// the range is not in the file, [`Error::TooFewTokens`] if it holds no window.
-    pub fn new(file: Arc<TokenFile>, range: Range<u64>, config: LoaderConfig) -> Result<Self> {
-        if config.micro_batch_size == 0 {
-            return Err(Error::Zero { key: "micro_batch_size" });
-        }
-        if config.micro_batches_per_step == 0 {
-            return Err(Error::Zero { key: "micro_batches_per_step" });
-        }
+    pub fn new(file: impl Into<Source>, range: Range<u64>, config: LoaderConfig) -> Result<Self> {
+        let file = file.into();
+        config.check()?;
         check_range(&file, &range)?;
-        let num_tokens = range.end - range.start;
-        let order = Order::new(num_tokens, config.sequence_length as u64, config.seed)?;
-        Ok(Self { file, range, config, order })
+        let mixture = Arc::new(Mixture::of_one(Corpus::train_only(file, range), &config)?);
+        Ok(Self { mixture, packing: Packing::Contiguous, config })
     }
 
-    /// The file this loader reads.
+    /// A loader over a mixture, which was made with the same `config`.
+    ///
+    /// # Errors
+    /// [`crate::SourceError::NoDocuments`] if the packing needs documents that a source does not
+    /// know.
+    pub fn of_mixture(
+        mixture: Arc<Mixture>,
+        packing: Packing,
+        config: LoaderConfig,
+    ) -> Result<Self> {
+        config.check()?;
+        if packing.needs_documents() {
+            for source in mixture.sources() {
+                source.part().file.need_documents("this packing")?;
+            }
+        }
+        Ok(Self { mixture, packing, config })
+    }
+
+    /// The source this loader reads; the first of a mixture.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.mixture.sources()[0].part().file.path()
     }
 
     /// The numbers this loader was made with.
@@ -74,23 +96,64 @@ impl Loader {
         &self.config
     }
 
-    /// The order of the samples, for their number per epoch.
+    /// The order of the source's samples, for their number per epoch; of a mixture the first's.
     pub fn order(&self) -> &Order {
-        &self.order
+        &self.mixture.sources()[0].order
+    }
+
+    /// The sources and weights.
+    pub fn mixture(&self) -> &Mixture {
+        &self.mixture
     }
 
     /// Micro-batch `index`, from 0, of step `step`, from 0. Its row `r` is sample
-    /// `(step * micro_batches_per_step + index) * micro_batch_size + r` of the [`Order`]: the
-    /// same tokens whichever rank asks, and whenever it does.
+    /// `(step * micro_batches_per_step + index) * micro_batch_size + r` of the mixture, for one
+    /// source of the [`Order`]: the same tokens whichever rank asks, and whenever it does.
     ///
     /// # Errors
     /// [`Error::NoSuchBatch`] if `index >= micro_batches_per_step`, [`Error::StepTooLarge`] if
-    /// the sample number exceeds 64 bits, [`Error::StoredTokenId`] if the file is damaged.
+    /// the sample number exceeds 64 bits, [`crate::MixtureError::Exhausted`] if the sources have
+    /// no data for the step, [`Error::StoredTokenId`] if a file is damaged.
     pub fn micro_batch(&self, step: u64, index: u64) -> Result<Batch> {
         let first_sample = self.first_sample(step, index)?;
         let LoaderConfig { sequence_length, micro_batch_size, .. } = self.config;
-        let starts = (first_sample..).map(|sample| self.range.start + self.order.start(sample));
-        read_windows(&self.file, starts, micro_batch_size, sequence_length)
+        let row_tokens = sequence_length + 1;
+        let mut tokens = vec![0; micro_batch_size * row_tokens];
+        if self.packing == Packing::Contiguous {
+            for (row, sample) in tokens.chunks_exact_mut(row_tokens).zip(first_sample..) {
+                let draw = self.mixture.draw(sample)?;
+                let source = self.member(draw);
+                let start = source.part().range.start + source.order.start(draw.sample);
+                source.part().file.read(start, row)?;
+            }
+            return Ok(Batch::of_whole_rows(tokens, micro_batch_size, sequence_length));
+        }
+        let mut segment_starts = Vec::new();
+        let mut loss_mask = vec![false; micro_batch_size * sequence_length];
+        let masks = loss_mask.chunks_exact_mut(sequence_length);
+        for (number, (row, mask)) in tokens.chunks_exact_mut(row_tokens).zip(masks).enumerate() {
+            let draw = self.mixture.draw(first_sample + number as u64)?;
+            let segments = self.segments(draw)?;
+            let starts = fill(row, mask, &segments, &self.member(draw).part().file)?;
+            let first = number * sequence_length;
+            segment_starts.extend(starts.into_iter().map(|start| (first + start) as u32));
+        }
+        let (batch_size, loss_mask) = (micro_batch_size, Some(loss_mask));
+        Ok(Batch { tokens, batch_size, sequence_length, segment_starts, loss_mask })
+    }
+
+    pub(crate) fn member(&self, draw: Draw) -> &Member {
+        &self.mixture.sources()[draw.source]
+    }
+
+    pub(crate) fn layout(&self, source: usize) -> Layout<'_> {
+        let member = &self.mixture.sources()[source];
+        Layout { part: member.part(), order: &member.order, packing: self.packing }
+    }
+
+    /// The segments of a row.
+    pub(crate) fn segments(&self, draw: Draw) -> Result<Vec<Segment>> {
+        self.layout(draw.source).row(draw.sample)
     }
 
     /// Refuses an index that no step has.
@@ -102,7 +165,7 @@ impl Loader {
         Err(Error::NoSuchBatch { what: "micro-batch", index, count })
     }
 
-    fn first_sample(&self, step: u64, index: u64) -> Result<u64> {
+    pub(crate) fn first_sample(&self, step: u64, index: u64) -> Result<u64> {
         self.check_index(index)?;
         let micro_batches_per_step = self.config.micro_batches_per_step;
         let micro_batch_size = self.config.micro_batch_size as u64;
@@ -115,9 +178,34 @@ impl Loader {
     }
 }
 
+/// Reads segments into a row of `S + 1` tokens and marks in `mask` the `S` targets that count;
+/// returns the inputs that begin a segment or padding.
+fn fill(
+    row: &mut [u32],
+    mask: &mut [bool],
+    segments: &[Segment],
+    source: &Source,
+) -> Result<Vec<usize>> {
+    let (mut starts, mut column) = (Vec::new(), 0);
+    for segment in segments {
+        let end = column + (segment.tokens.end - segment.tokens.start) as usize;
+        source.read(segment.tokens.start, &mut row[column..end])?;
+        // Target column c is predicted from input column c - 1, where its mask stands.
+        mask[column..end - 1].fill(true);
+        starts.push(column);
+        column = end;
+    }
+    if column < row.len() {
+        starts.push(column);
+    }
+    // The last column holds a target only.
+    starts.retain(|&start| start < mask.len());
+    Ok(starts)
+}
+
 /// Reads one window of `sequence_length + 1` tokens from each of `batch_size` starts.
 pub(crate) fn read_windows(
-    file: &TokenFile,
+    file: &Source,
     starts: impl Iterator<Item = u64>,
     batch_size: usize,
     sequence_length: usize,
@@ -127,5 +215,5 @@ pub(crate) fn read_windows(
     for (window, start) in tokens.chunks_exact_mut(window_tokens).zip(starts) {
         file.read(start, window)?;
     }
-    Ok(Batch { tokens, batch_size, sequence_length })
+    Ok(Batch::of_whole_rows(tokens, batch_size, sequence_length))
 }

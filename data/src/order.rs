@@ -63,6 +63,30 @@ impl Permutation {
         point
     }
 
+    /// The index whose image is `value`: the inverse of [`Permutation::at`].
+    ///
+    /// # Panics
+    /// If `value >= len`.
+    pub fn index_of(&self, value: u64) -> u64 {
+        assert!(value < self.len, "value {value} is outside 0..{}", self.len);
+        let mut point = self.inverse_network(value);
+        while point >= self.len {
+            point = self.inverse_network(point);
+        }
+        point
+    }
+
+    fn inverse_network(&self, point: u64) -> u64 {
+        let (mut left, mut right) = (point % self.a, point / self.a);
+        for (round, key) in self.round_keys.iter().enumerate().rev() {
+            let modulus = if round % 2 == 0 { self.a } else { self.b };
+            let shift = scale(mix(left ^ key), modulus);
+            let before = if right >= shift { right - shift } else { right + modulus - shift };
+            (left, right) = (before, left);
+        }
+        self.a * right + left
+    }
+
     /// One pass over `0..a*b`. After an even number of rounds `left` is in `0..a` again.
     fn network(&self, point: u64) -> u64 {
         let (mut left, mut right) = (point % self.a, point / self.a);
@@ -131,10 +155,26 @@ impl Order {
 
     /// First token of a sample's window, counted from the start of the range.
     pub fn start(&self, sample: u64) -> u64 {
-        let epoch_key = hash_pair(self.seed, self.epoch(sample));
+        let (phase, window) = self.window(sample);
+        phase + window * self.sequence_length
+    }
+
+    /// Phase of a sample's epoch, and number of its window.
+    pub(crate) fn window(&self, sample: u64) -> (u64, u64) {
+        let (phase, permutation) = self.epoch_order(self.epoch(sample));
+        (phase, permutation.at(sample % self.num_windows))
+    }
+
+    /// Phase of an epoch, and the permutation from its samples to its windows.
+    pub(crate) fn epoch_order(&self, epoch: u64) -> (u64, Permutation) {
+        let epoch_key = hash_pair(self.seed, epoch);
         let phase = scale(hash_pair(epoch_key, 0), self.num_phases);
-        let permutation = Permutation::new(self.num_windows, hash_pair(epoch_key, 1));
-        phase + permutation.at(sample % self.num_windows) * self.sequence_length
+        (phase, Permutation::new(self.num_windows, hash_pair(epoch_key, 1)))
+    }
+
+    /// Tokens predicted per window.
+    pub(crate) fn sequence_length(&self) -> u64 {
+        self.sequence_length
     }
 }
 
@@ -148,7 +188,7 @@ fn mix(value: u64) -> u64 {
 
 /// A 64-bit hash of an ordered pair. The constant, 2^64 / golden ratio, keeps (0, 0) off the fixed
 /// point of [`mix`].
-fn hash_pair(first: u64, second: u64) -> u64 {
+pub(crate) fn hash_pair(first: u64, second: u64) -> u64 {
     const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
     let first = mix(first.wrapping_add(GOLDEN));
     mix(first ^ mix(second.wrapping_add(GOLDEN).wrapping_mul(GOLDEN)))

@@ -6,8 +6,9 @@ mod tests;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::loader::{Batch, Loader};
+use crate::loader::Loader;
 
 /// Gives micro-batches in order, some of them assembled ahead.
 ///

@@ -4,10 +4,9 @@
 mod tests;
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::token_file::TokenFile;
+use crate::source::Source;
 
 /// One of the two uses of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +17,11 @@ pub enum Split {
     Validation,
 }
 
-/// A range of tokens of one file.
+/// A range of tokens of one source.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The file.
-    pub file: Arc<TokenFile>,
+    /// The token file, folder of shards, or foreign file.
+    pub file: Source,
     /// Its tokens that belong to this part.
     pub range: Range<u64>,
 }
@@ -40,7 +39,8 @@ impl Corpus {
     ///
     /// # Errors
     /// [`Error::ValidationFraction`] unless `0 <= validation_fraction < 1`.
-    pub fn from_one_file(file: Arc<TokenFile>, validation_fraction: f64) -> Result<Self> {
+    pub fn from_one_file(file: impl Into<Source>, validation_fraction: f64) -> Result<Self> {
+        let file = file.into();
         if !(0.0..1.0).contains(&validation_fraction) {
             return Err(Error::ValidationFraction { found: validation_fraction });
         }
@@ -58,7 +58,8 @@ impl Corpus {
     ///
     /// # Errors
     /// [`Error::VocabMismatch`] if their vocabulary sizes differ.
-    pub fn from_two_files(train: Arc<TokenFile>, validation: Arc<TokenFile>) -> Result<Self> {
+    pub fn from_two_files(train: impl Into<Source>, validation: impl Into<Source>) -> Result<Self> {
+        let (train, validation) = (train.into(), validation.into());
         if train.vocab_size() != validation.vocab_size() {
             return Err(Error::VocabMismatch {
                 train: train.path().to_owned(),
@@ -67,8 +68,14 @@ impl Corpus {
                 validation_vocab_size: validation.vocab_size(),
             });
         }
-        let whole = |file: Arc<TokenFile>| Part { range: 0..file.num_tokens(), file };
+        let whole = |file: Source| Part { range: 0..file.num_tokens(), file };
         Ok(Self { train: whole(train), validation: whole(validation) })
+    }
+
+    /// Training data alone.
+    pub(crate) fn train_only(file: Source, range: Range<u64>) -> Self {
+        let validation = Part { file: file.clone(), range: range.end..range.end };
+        Self { train: Part { file, range }, validation }
     }
 
     /// The file and range of one split.
@@ -81,7 +88,7 @@ impl Corpus {
 }
 
 /// Checks that a range lies in a file.
-pub(crate) fn check_range(file: &TokenFile, range: &Range<u64>) -> Result<()> {
+pub(crate) fn check_range(file: &Source, range: &Range<u64>) -> Result<()> {
     if range.start <= range.end && range.end <= file.num_tokens() {
         return Ok(());
     }

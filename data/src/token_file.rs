@@ -2,17 +2,13 @@
 //!
 //! Opening reads 64 bytes, whatever the length of the file; tokens are checked as they are read.
 
-#![allow(unsafe_code, reason = "a memory map is unsafe by nature; this is its only place")]
-
 mod header;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use twox_hash::XxHash3_64;
 
 pub use header::TokenDtype;
@@ -20,13 +16,14 @@ use header::{HEADER_BYTES, Header};
 pub use writer::TokenWriter;
 
 use crate::error::{Error, Result};
+use crate::mapped::MappedFile;
 
 /// A token file, opened and mapped. Reading needs no lock and no system call.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
     header: Header,
-    map: Mmap,
+    map: MappedFile,
 }
 
 impl TokenFile {
@@ -41,20 +38,7 @@ impl TokenFile {
     /// [`Error::TooLong`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
-        // Asked before opening, because opening a pipe waits for its writer.
-        let metadata = path.metadata().map_err(Error::io("open the token file", &path))?;
-        if !metadata.is_file() {
-            return Err(Error::NotAFile { path });
-        }
-        if metadata.len() == 0 {
-            return Err(Error::EmptyFile { path });
-        }
-        let file = File::open(&path).map_err(Error::io("open the token file", &path))?;
-        // SAFETY: the map is read-only and private to this value. Its bytes are only read as
-        // plain integers, so no content is invalid. Token files are published by rename and
-        // never written in place, so the bytes do not change beneath the map; a user who
-        // truncates one while it is open gets a bus error, as documented above.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", &path))?;
+        let map = MappedFile::open(&path, "open the token file")?;
         let found_bytes = map.len() as u64;
         let Some(bytes) = map.first_chunk() else {
             return Err(Error::TruncatedHeader { path, expected_bytes: HEADER_BYTES, found_bytes });
@@ -134,6 +118,11 @@ impl TokenFile {
         Err(Error::PayloadChecksum { path: self.path.clone(), expected, found })
     }
 
+    /// Offset in the file of a token.
+    pub(crate) fn byte_of(&self, token: u64) -> u64 {
+        HEADER_BYTES + token * self.header.dtype.size_bytes()
+    }
+
     fn payload(&self) -> &[u8] {
         &self.map[HEADER_BYTES as usize..]
     }
@@ -142,7 +131,11 @@ impl TokenFile {
 /// Widens stored ids of `N` bytes to `u32` and returns the largest, 0 if there is none. One tight
 /// loop a width, which the compiler turns into vector code; the maximum is cheaper than a
 /// comparison and a branch for each token.
-fn widen<const N: usize>(bytes: &[u8], out: &mut [u32], decode: impl Fn([u8; N]) -> u32) -> u32 {
+pub(crate) fn widen<const N: usize>(
+    bytes: &[u8],
+    out: &mut [u32],
+    decode: impl Fn([u8; N]) -> u32,
+) -> u32 {
     let (ids, _) = bytes.as_chunks::<N>();
     let mut max_id = 0;
     for (slot, &id) in out.iter_mut().zip(ids) {

@@ -1,20 +1,37 @@
-//! Text to token ids and back, by raw bytes or by a Hugging Face tokenizer.
+//! Text to token ids and back, by raw bytes, a Hugging Face tokenizer, or tiktoken ranks.
 
+mod encoder;
+mod fast;
+#[cfg(test)]
+mod fast_tests;
 mod line_ends;
+mod merges;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tiktoken;
+mod train;
+mod words;
 
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::bpe::BPE;
 
+pub(crate) use encoder::Encoder;
+use fast::{FastBpe, byte_symbols};
+use tiktoken::Ranks;
+pub use train::{TrainOptions, train_tokenizer};
+
+use crate::dataset::hexadecimal;
 use crate::error::{Error, Result};
 
 const TOKENIZER_JSON: &str = "tokenizer.json";
 const VOCAB_JSON: &str = "vocab.json";
 const MERGES_TXT: &str = "merges.txt";
+const TIKTOKEN_ENDING: &str = "tiktoken";
 const BYTES_VOCAB_SIZE: u32 = 256;
 
 /// A way to turn text into token ids. No special tokens (BOS, EOS) are added.
@@ -28,13 +45,22 @@ enum Kind {
     /// A byte is its own id.
     Bytes,
     Subword(Box<Subword>),
+    Ranks(Box<RankTokenizer>),
 }
 
 #[derive(Clone, Debug)]
 struct Subword {
     inner: tokenizers::Tokenizer,
+    /// The same by this room's own means, where they are known to give the same ids.
+    fast: Option<FastBpe>,
     description: String,
     vocab_size: u32,
+}
+
+#[derive(Clone, Debug)]
+struct RankTokenizer {
+    ranks: Ranks,
+    description: String,
 }
 
 /// Where a text may be cut so that the parts, encoded one by one, give the ids of the whole.
@@ -54,9 +80,9 @@ impl Tokenizer {
         Self { kind: Kind::Bytes }
     }
 
-    /// The tokenizer that a configuration names: `"bytes"`, the path of a `tokenizer.json`, or a
-    /// folder that holds a `tokenizer.json` (taken first) or a GPT-2 style `vocab.json` and
-    /// `merges.txt`. Truncation and padding in a `tokenizer.json` are switched off, since both
+    /// The tokenizer that a configuration names: `"bytes"`, the path of a `tokenizer.json` or of
+    /// tiktoken ranks (`.tiktoken`), or a folder that holds a `tokenizer.json` (taken first) or a
+    /// GPT-2 style `vocab.json` and `merges.txt`. Truncation and padding in a `tokenizer.json` are switched off, since both
     /// would change the text.
     ///
     /// # Errors
@@ -67,6 +93,13 @@ impl Tokenizer {
             return Ok(Self::bytes());
         }
         let path = Path::new(spec);
+        if path.is_file() && path.extension().is_some_and(|ending| ending == TIKTOKEN_ENDING) {
+            let ranks = Ranks::read(path)?;
+            let (size, path) = (ranks.tokens.len(), path.display());
+            let description = format!("tiktoken ranks `{path}` (vocab_size {size})");
+            let kind = Kind::Ranks(Box::new(RankTokenizer { ranks, description }));
+            return Ok(Self { kind });
+        }
         if path.is_file() {
             return Self::from_tokenizer_json(path);
         }
@@ -131,7 +164,9 @@ impl Tokenizer {
             .and_then(|id| id.checked_add(1))
             .ok_or_else(|| refuse("its vocabulary is empty, or an id is 2^32 - 1".to_owned()))?;
         let description = format!("{name} `{}` (vocab_size {vocab_size})", path.display());
-        Ok(Self { kind: Kind::Subword(Box::new(Subword { inner, description, vocab_size })) })
+        let fast = FastBpe::of(&inner);
+        let subword = Subword { inner, fast, description, vocab_size };
+        Ok(Self { kind: Kind::Subword(Box::new(subword)) })
     }
 
     /// Every id is below this: the largest id + 1, added tokens included.
@@ -139,6 +174,7 @@ impl Tokenizer {
         match &self.kind {
             Kind::Bytes => BYTES_VOCAB_SIZE,
             Kind::Subword(subword) => subword.vocab_size,
+            Kind::Ranks(tokenizer) => tokenizer.ranks.tokens.len() as u32,
         }
     }
 
@@ -147,6 +183,7 @@ impl Tokenizer {
         match &self.kind {
             Kind::Bytes => format!("bytes (vocab_size {BYTES_VOCAB_SIZE})"),
             Kind::Subword(subword) => subword.description.clone(),
+            Kind::Ranks(tokenizer) => tokenizer.description.clone(),
         }
     }
 
@@ -155,13 +192,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`] if a Hugging Face tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.kind {
-            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Kind::Subword(subword) => {
-                let encoding = subword.inner.encode_fast(text, false);
-                Ok(encoding.map_err(|cause| self.failed(cause))?.get_ids().to_vec())
-            }
-        }
+        let mut ids = Vec::new();
+        Encoder::for_little_text(self).encode(text, &mut ids)?;
+        Ok(ids)
     }
 
     /// The ids of bytes that need not be text for the tokenizer of bytes, and must be UTF-8 for
@@ -173,9 +206,12 @@ impl Tokenizer {
     pub fn encode_bytes(&self, bytes: &[u8]) -> Result<Vec<u32>> {
         match &self.kind {
             Kind::Bytes => Ok(bytes.iter().copied().map(u32::from).collect()),
-            Kind::Subword(_) => self.encode(std::str::from_utf8(bytes).map_err(|bad| {
-                Error::NotUtf8 { origin: "text".to_owned(), byte: bad.valid_up_to() as u64 }
-            })?),
+            Kind::Subword(_) | Kind::Ranks(_) => {
+                self.encode(std::str::from_utf8(bytes).map_err(|bad| Error::NotUtf8 {
+                    origin: "text".to_owned(),
+                    byte: bad.valid_up_to() as u64,
+                })?)
+            }
         }
     }
 
@@ -205,6 +241,16 @@ impl Tokenizer {
                 }
                 subword.inner.decode(ids, false).map_err(|cause| self.failed(cause))
             }
+            Kind::Ranks(tokenizer) => {
+                let mut bytes = Vec::new();
+                for (position, &id) in ids.iter().enumerate() {
+                    match tokenizer.ranks.tokens.get(id as usize) {
+                        Some(Some(token)) => bytes.extend_from_slice(token),
+                        _ => return unknown(position),
+                    }
+                }
+                Ok(String::from_utf8_lossy(&bytes).into_owned())
+            }
         }
     }
 
@@ -215,20 +261,64 @@ impl Tokenizer {
     pub fn num_bytes(&self, ids: &[u32]) -> Result<usize> {
         match &self.kind {
             Kind::Bytes => Ok(ids.len()),
-            Kind::Subword(_) => Ok(self.decode(ids)?.len()),
+            Kind::Subword(_) | Kind::Ranks(_) => Ok(self.decode(ids)?.len()),
         }
     }
 
-    /// The ids of several texts, in their order, encoded on all cores.
-    pub(crate) fn encode_pieces(&self, pieces: Vec<&str>) -> Result<Vec<Vec<u32>>> {
+    /// The id of a token by its name, such as `<|endoftext|>`; `None` if there is none.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
         match &self.kind {
-            Kind::Bytes => pieces.into_iter().map(|piece| self.encode(piece)).collect(),
-            Kind::Subword(subword) => {
-                let encodings = subword.inner.encode_batch_fast(pieces, false);
-                let encodings = encodings.map_err(|cause| self.failed(cause))?;
-                Ok(encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect())
-            }
+            Kind::Bytes => None,
+            Kind::Subword(subword) => subword.inner.token_to_id(token),
+            Kind::Ranks(tokenizer) => tokenizer.ranks.special.get(token).copied(),
         }
+    }
+
+    /// SHA-256, in hexadecimal, of all that decides the ids of a text: vocabulary, merges, how
+    /// text is normalized and cut. The path it was read from is no part of it.
+    pub fn fingerprint(&self) -> String {
+        let content = match &self.kind {
+            Kind::Bytes => "bytes".to_owned(),
+            Kind::Subword(subword) => {
+                serde_json::to_string(&subword.inner).expect("a tokenizer has a JSON form")
+            }
+            Kind::Ranks(tokenizer) => format!("tiktoken {}", tokenizer.ranks.sha256),
+        };
+        hexadecimal(&Sha256::digest(content))
+    }
+
+    /// SHA-256, in hexadecimal, of the meaning of ids alone: each id with its bytes. Two files of
+    /// one vocabulary agree here, as GPT-2's `vocab.json` and its tiktoken ranks do.
+    pub fn vocabulary_fingerprint(&self) -> String {
+        let mut tokens: Vec<(u32, Vec<u8>)> = match &self.kind {
+            Kind::Bytes => (0..=255).map(|byte| (u32::from(byte), vec![byte])).collect(),
+            Kind::Subword(subword) => {
+                let symbols = byte_symbols();
+                let bytes = |token: &str| {
+                    let bytes = token.chars().map(|symbol| symbols.get(&symbol).copied());
+                    bytes.collect::<Option<_>>().unwrap_or_else(|| token.as_bytes().to_vec())
+                };
+                let vocabulary = subword.inner.get_vocab(true);
+                vocabulary.iter().map(|(token, &id)| (id, bytes(token))).collect()
+            }
+            Kind::Ranks(tokenizer) => {
+                let tokens = (0..).zip(&tokenizer.ranks.tokens);
+                tokens.filter_map(|(id, token)| Some((id, token.as_ref()?.to_vec()))).collect()
+            }
+        };
+        tokens.sort_unstable();
+        let mut hash = Sha256::new();
+        for (id, bytes) in tokens {
+            hash.update(id.to_le_bytes());
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        hexadecimal(&hash.finalize())
+    }
+
+    /// Whether any bytes are text to it.
+    pub(crate) fn takes_any_bytes(&self) -> bool {
+        matches!(self.kind, Kind::Bytes)
     }
 
     pub(crate) fn chunking(&self) -> Chunking {
@@ -236,6 +326,8 @@ impl Tokenizer {
             Kind::Bytes => Chunking::AnyByte,
             Kind::Subword(subword) if line_ends::are_borders(&subword.inner) => Chunking::LineEnds,
             Kind::Subword(_) => Chunking::Whole,
+            // All the expressions of known ranks end a word there, as `line_ends` asks.
+            Kind::Ranks(_) => Chunking::LineEnds,
         }
     }
 

@@ -1,16 +1,20 @@
-//! A text file to a token file, in chunks where the tokenizer allows it.
+//! One text file to one token file.
 
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::dataset::Position;
 use crate::error::{Error, Result};
+use crate::input::InputFile;
+use crate::publication::folder_of;
 use crate::token_file::TokenWriter;
-use crate::tokenize::{Chunking, Tokenizer};
+use crate::tokenize::Tokenizer;
+use crate::tokenize_corpus::{
+    BadRecord, BadUtf8, DocumentOptions, Outcome, Pipeline, Sizes, TextDocuments,
+};
 
 /// What came of tokenizing a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,23 +29,12 @@ pub struct Summary {
     pub fingerprint: u64,
 }
 
-/// How much text is held at once.
-#[derive(Clone, Copy)]
-struct ChunkSizes {
-    /// Text read before it is encoded.
-    block_bytes: usize,
-    /// Text encoded by one thread at a time.
-    piece_bytes: usize,
-}
-
-const CHUNK_SIZES: ChunkSizes = ChunkSizes { block_bytes: 8 << 20, piece_bytes: 64 << 10 };
-
 /// Encodes the file at `text_path` and publishes a token file at `out_path`.
 ///
 /// The ids are those of the whole text encoded at once, in order, whatever the number of cores.
-/// Bytes, GPT-2 style tokenizers and `tokenizer.json` files that split words like GPT-2, Llama 3
-/// or Qwen 2 do are encoded in chunks of some 8 MiB, cut between an ASCII letter or digit and a
-/// line feed; for others the whole text and its encoding are held in memory.
+/// Bytes, tiktoken ranks, GPT-2 style tokenizers and `tokenizer.json` files that split words like
+/// GPT-2, Llama 3 or Qwen 2 do are encoded in parts of some 1 MiB, cut between an ASCII letter or
+/// digit and a line feed; for others the whole text and its encoding are held in memory.
 ///
 /// # Errors
 /// [`Error::Io`] if the text cannot be read, [`Error::NotUtf8`] with the byte offset in the file,
@@ -53,100 +46,50 @@ pub fn tokenize_text_file(
     tokenizer: &Tokenizer,
     stop: &AtomicBool,
 ) -> Result<Summary> {
-    let text_path = text_path.as_ref();
-    let text = File::open(text_path).map_err(Error::io("open the text file", text_path))?;
+    let out_path = out_path.as_ref();
     let mut writer = TokenWriter::create(out_path, tokenizer.vocab_size())?;
-    let mut encoder = StreamEncoder { text, text_path, tokenizer, num_bytes: 0 };
-    encoder.encode(CHUNK_SIZES, &mut |ids| {
+    let (scratch, sizes) = (folder_of(out_path), Sizes::new(0));
+    let num_bytes = encode_file(text_path.as_ref(), tokenizer, (scratch, sizes), &mut |ids| {
         if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { writer.write(ids) }
     })?;
     let num_tokens = writer.num_tokens();
     let fingerprint = writer.finish()?;
-    let (num_bytes, vocab_size) = (encoder.num_bytes, tokenizer.vocab_size());
-    Ok(Summary { num_bytes, num_tokens, vocab_size, fingerprint })
+    Ok(Summary { num_bytes, num_tokens, vocab_size: tokenizer.vocab_size(), fingerprint })
 }
 
-struct StreamEncoder<'a, R> {
-    text: R,
-    text_path: &'a Path,
-    tokenizer: &'a Tokenizer,
-    /// Bytes encoded so far.
-    num_bytes: u64,
-}
-
-impl<R: Read> StreamEncoder<'_, R> {
-    /// Encodes all of the text; `sink` gets the ids in order.
-    fn encode(
-        &mut self,
-        sizes: ChunkSizes,
-        sink: &mut impl FnMut(&[u32]) -> Result<()>,
-    ) -> Result<()> {
-        let chunking = self.tokenizer.chunking();
-        // Never holds a border but in its newest part: what is before the last one is encoded.
-        let mut pending = Vec::new();
-        loop {
-            let num_old = pending.len();
-            let limit = if chunking == Chunking::Whole { usize::MAX } else { sizes.block_bytes };
-            let newest = self.text.by_ref().take(limit as u64).read_to_end(&mut pending);
-            let is_end = newest.map_err(Error::io("read", self.text_path))? == 0;
-            let cut = match chunking {
-                _ if is_end => pending.len(),
-                Chunking::AnyByte => pending.len(),
-                Chunking::LineEnds => last_border(&pending, num_old).unwrap_or(0),
-                Chunking::Whole => 0,
-            };
-            for ids in self.encode_chunk(&pending[..cut], chunking, sizes.piece_bytes)? {
-                sink(&ids)?;
-            }
-            self.num_bytes += cut as u64;
-            pending.drain(..cut);
-            if is_end {
-                return Ok(());
+/// Gives `sink` the ids of a file in order; returns its size in bytes.
+fn encode_file(
+    text_path: &Path,
+    tokenizer: &Tokenizer,
+    (scratch, sizes): (&Path, Sizes),
+    sink: &mut dyn FnMut(&[u32]) -> Result<()>,
+) -> Result<u64> {
+    let input = InputFile::plain(text_path, "open the text file")?;
+    let documents = DocumentOptions {
+        text_documents: TextDocuments::Files,
+        text_field: String::new(),
+        on_bad_utf8: BadUtf8::Fail,
+        on_bad_record: BadRecord::Fail,
+        score: None,
+    };
+    let pipeline = Pipeline {
+        inputs: &[input],
+        documents: &documents,
+        tokenizer,
+        needs_hash_first: false,
+        scratch,
+        sizes,
+    };
+    let mut total_bytes = 0;
+    pipeline.run(Position::default(), &AtomicU64::new(0), &mut |encoded| {
+        for fate in &encoded.fates {
+            if let Outcome::Part { num_bytes, .. } | Outcome::Document { num_bytes, .. } =
+                fate.outcome
+            {
+                total_bytes += num_bytes;
             }
         }
-    }
-
-    fn encode_chunk(
-        &self,
-        chunk: &[u8],
-        chunking: Chunking,
-        piece_bytes: usize,
-    ) -> Result<Vec<Vec<u32>>> {
-        if chunking == Chunking::AnyByte {
-            return Ok(vec![self.tokenizer.encode_bytes(chunk)?]);
-        }
-        let chunk = std::str::from_utf8(chunk).map_err(|bad| Error::NotUtf8 {
-            origin: format!("`{}`", self.text_path.display()),
-            byte: self.num_bytes + bad.valid_up_to() as u64,
-        })?;
-        let pieces = match chunking {
-            Chunking::LineEnds => split_at_borders(chunk, piece_bytes),
-            Chunking::AnyByte | Chunking::Whole => vec![chunk],
-        };
-        self.tokenizer.encode_pieces(pieces)
-    }
-}
-
-/// Whether the place before byte `at` is between an ASCII letter or digit and a line feed. Why
-/// text may be cut there is proved in `tokenize/line_ends.rs`.
-fn is_border(text: &[u8], at: usize) -> bool {
-    at > 0 && text[at] == b'\n' && text[at - 1].is_ascii_alphanumeric()
-}
-
-/// The last border at or after byte `from`.
-fn last_border(text: &[u8], from: usize) -> Option<usize> {
-    (from..text.len()).rev().find(|&at| is_border(text, at))
-}
-
-/// Cuts a text at borders into pieces of at least `piece_bytes`, the last one excepted.
-fn split_at_borders(text: &str, piece_bytes: usize) -> Vec<&str> {
-    let mut pieces = Vec::new();
-    let mut start = 0;
-    while start < text.len() {
-        let mut after = start + piece_bytes.max(1)..text.len();
-        let end = after.find(|&at| is_border(text.as_bytes(), at)).unwrap_or(text.len());
-        pieces.push(&text[start..end]);
-        start = end;
-    }
-    pieces
+        sink(&encoded.ids)
+    })?;
+    Ok(total_bytes)
 }

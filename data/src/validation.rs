@@ -4,12 +4,12 @@
 mod tests;
 
 use std::ops::Range;
-use std::sync::Arc;
 
+use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::loader::{Batch, read_windows};
+use crate::loader::read_windows;
+use crate::source::Source;
 use crate::split::check_range;
-use crate::token_file::TokenFile;
 
 /// Reads a range in sequential windows that share no target.
 ///
@@ -19,7 +19,7 @@ use crate::token_file::TokenFile;
 /// `(B + 1) * S` tokens in all.
 #[derive(Clone, Debug)]
 pub struct Validation {
-    file: Arc<TokenFile>,
+    file: Source,
     range: Range<u64>,
     sequence_length: usize,
     micro_batch_size: usize,
@@ -33,7 +33,7 @@ impl Validation {
     /// [`Error::Zero`] if a size is 0, [`Error::OutsideFile`] if the range is not in the file,
     /// [`Error::TooFewValidationTokens`] if there is no whole batch.
     pub fn new(
-        file: Arc<TokenFile>,
+        file: Source,
         range: Range<u64>,
         sequence_length: usize,
         micro_batch_size: usize,

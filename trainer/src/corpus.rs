@@ -2,9 +2,10 @@
 //! run's folder.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use grove_data::{Corpus, Loader, LoaderConfig, Prefetcher, Split, TokenFile, Tokenizer};
+use grove_data::{
+    Corpus, Loader, LoaderConfig, Prefetcher, Source, SourceOptions, Split, Tokenizer,
+};
 use grove_parallel::{Assignment, Collective};
 
 use crate::config::{self, DataSource, Plan};
@@ -138,11 +139,15 @@ fn tokenize(plan: &Plan, text: &Path, stop: &StopRequest) -> Result<(), Error> {
     Ok(())
 }
 
-fn open_checked(path: &Path, plan: &Plan) -> Result<Arc<TokenFile>, Error> {
-    let file = TokenFile::open(path)?;
-    let (found, expected) = (file.vocab_size() as usize, plan.model.spec().vocab_size);
+/// Token data of any format that the data room reads; for those that do not record a vocabulary it
+/// is the model's.
+fn open_checked(path: &Path, plan: &Plan) -> Result<Source, Error> {
+    let expected = plan.model.spec().vocab_size;
+    let options = SourceOptions { vocab_size: u32::try_from(expected).ok(), ..Default::default() };
+    let file = Source::open_with(path, &options)?;
+    let found = file.vocab_size() as usize;
     if found > expected {
         return Err(Error::Vocabulary { path: path.to_owned(), expected, found });
     }
-    Ok(Arc::new(file))
+    Ok(file)
 }

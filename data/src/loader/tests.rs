@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tempfile::TempDir;
 
 use super::*;
-use crate::token_file::TokenWriter;
+use crate::token_file::{TokenFile, TokenWriter};
 
 /// A file whose token number `i` is `i`, so that a batch shows where it was read.
 pub(crate) fn counting_file(num_tokens: u32) -> (TempDir, Arc<TokenFile>) {

@@ -1,7 +1,10 @@
 //! Where the border between training and validation lies.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::loader::tests::counting_file;
+use crate::token_file::TokenFile;
 
 #[test]
 fn validation_is_the_last_part() {

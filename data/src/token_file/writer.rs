@@ -1,22 +1,13 @@
 //! Writes a token file as a stream and publishes it whole: temporary name, fsync, rename.
 
-use std::ffi::OsString;
-use std::fs::{File, Permissions};
 use std::hash::Hasher as _;
-use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use tempfile::NamedTempFile;
 use twox_hash::XxHash3_64;
 
 use super::header::{HEADER_BYTES, Header, TokenDtype};
 use crate::error::{Error, Result};
-
-const BUFFER_BYTES: usize = 1 << 20;
-/// Read and write for all, less the umask: what `File::create` gives, so that the other users of a
-/// cluster can read the published file.
-const FILE_MODE: u32 = 0o666;
+use crate::publication::Publication;
 
 /// Streams token ids into a file that appears under its name only when it is complete.
 ///
@@ -24,8 +15,7 @@ const FILE_MODE: u32 = 0o666;
 /// [`TokenWriter::finish`]. A process that is killed outright leaves that file behind; its name is
 /// `.NAME.*.partial`, and its header is blank, so it cannot be taken for a token file.
 pub struct TokenWriter {
-    path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: Publication,
     header: Header,
     payload_hash: XxHash3_64,
     /// Encoded bytes of the current call, kept to reuse its allocation.
@@ -39,24 +29,13 @@ impl TokenWriter {
     /// [`Error::Zero`] if `vocab_size` is 0; [`Error::NotAFile`] if `path` has no file name;
     /// [`Error::Io`] if the temporary file cannot be made in the folder of `path`.
     pub fn create(path: impl AsRef<Path>, vocab_size: u32) -> Result<Self> {
-        let path = path.as_ref().to_owned();
         if vocab_size == 0 {
             return Err(Error::Zero { key: "vocab_size" });
         }
-        let mut prefix = OsString::from(".");
-        prefix.push(path.file_name().ok_or_else(|| Error::NotAFile { path: path.clone() })?);
-        prefix.push(".");
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(".partial")
-            .permissions(Permissions::from_mode(FILE_MODE))
-            .tempfile_in(folder_of(&path))
-            .map_err(Error::io("create a temporary file for", &path))?;
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        file.write_all(&[0; HEADER_BYTES as usize]).map_err(Error::write(&path, 0))?;
+        let file = Publication::create(path.as_ref(), HEADER_BYTES as usize)?;
         let dtype = TokenDtype::for_vocab(vocab_size);
         let header = Header { dtype, vocab_size, num_tokens: 0, payload_checksum: 0 };
-        Ok(Self { path, file, header, payload_hash: XxHash3_64::new(), encoded: Vec::new() })
+        Ok(Self { file, header, payload_hash: XxHash3_64::new(), encoded: Vec::new() })
     }
 
     /// Appends token ids.
@@ -68,7 +47,7 @@ impl TokenWriter {
         let vocab_size = self.header.vocab_size;
         if let Some(index) = tokens.iter().position(|&id| id >= vocab_size) {
             let position = self.header.num_tokens + index as u64;
-            let (path, id) = (self.path.clone(), tokens[index]);
+            let (path, id) = (self.file.path().to_owned(), tokens[index]);
             return Err(Error::WrittenTokenId { path, position, id, vocab_size });
         }
         match self.header.dtype {
@@ -77,8 +56,7 @@ impl TokenWriter {
             TokenDtype::U32 => narrow(tokens, &mut self.encoded, u32::to_le_bytes),
         }
         self.payload_hash.write(&self.encoded);
-        let written_bytes = self.written_bytes();
-        self.file.write_all(&self.encoded).map_err(Error::write(&self.path, written_bytes))?;
+        self.file.write(&self.encoded)?;
         self.header.num_tokens += tokens.len() as u64;
         Ok(())
     }
@@ -96,28 +74,11 @@ impl TokenWriter {
     /// file cannot be completed, in which case nothing appears at the path.
     pub fn finish(mut self) -> Result<u64> {
         if self.header.num_tokens == 0 {
-            return Err(Error::NoTokens { path: self.path });
+            return Err(Error::NoTokens { path: self.file.path().to_owned() });
         }
-        let written_bytes = self.written_bytes();
-        let path = self.path;
         self.header.payload_checksum = self.payload_hash.finish();
-        let mut file = self
-            .file
-            .into_inner()
-            .map_err(|failed| Error::write(&path, written_bytes)(failed.into_error()))?;
-        file.seek(SeekFrom::Start(0)).map_err(Error::io("seek in", &path))?;
-        file.write_all(&self.header.encode()).map_err(Error::write(&path, written_bytes))?;
-        file.as_file().sync_all().map_err(Error::write(&path, written_bytes))?;
-        file.persist(&path).map_err(|failed| Error::io("publish", &path)(failed.error))?;
-        // The rename itself is durable only once the folder is synced.
-        let folder = folder_of(&path);
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(Error::io("sync the folder", folder))?;
+        self.file.publish(&self.header.encode())?;
         Ok(self.header.fingerprint())
-    }
-
-    fn written_bytes(&self) -> u64 {
-        HEADER_BYTES + self.header.num_tokens * self.header.dtype.size_bytes()
     }
 }
 
@@ -127,13 +88,5 @@ fn narrow<const N: usize>(tokens: &[u32], out: &mut Vec<u8>, encode: impl Fn(u32
     let (slots, _) = out.as_chunks_mut::<N>();
     for (slot, &id) in slots.iter_mut().zip(tokens) {
         *slot = encode(id);
-    }
-}
-
-/// The folder a file lies in, "." for a bare name.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }

@@ -85,8 +85,12 @@ fn effect(step: &PreTokenizerWrapper) -> Effect {
 }
 
 fn is_known(split: &Split) -> bool {
-    let SplitPattern::Regex(pattern) = &split.pattern else { return false };
-    KNOWN_PATTERNS.contains(&pattern.as_str())
+    KNOWN_PATTERNS.iter().any(|pattern| is_isolating(split, pattern))
+}
+
+/// Whether a `Split` makes each match of `pattern` a word of its own.
+pub(super) fn is_isolating(split: &Split, pattern: &str) -> bool {
+    matches!(&split.pattern, SplitPattern::Regex(found) if found == pattern)
         && matches!(split.behavior, SplitDelimiterBehavior::Isolated)
         && !split.invert
 }

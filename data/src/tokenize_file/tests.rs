@@ -1,4 +1,4 @@
-//! Chunked encoding gives the ids of the whole text, and files come out whole.
+//! Encoding in parts gives the ids of the whole text, and files come out whole.
 
 use proptest::prelude::*;
 use std::sync::atomic::AtomicBool;
@@ -7,29 +7,25 @@ use super::*;
 use crate::token_file::TokenFile;
 use crate::tokenize::tests::{gpt2_style, split_style};
 
-/// The ids of a text encoded in chunks of these sizes, and the number of bytes.
-fn in_chunks(
-    tokenizer: &Tokenizer,
-    text: &[u8],
-    block_bytes: usize,
-    piece_bytes: usize,
-) -> Result<(Vec<u32>, u64)> {
-    let text_path = Path::new("text.txt");
-    let mut encoder = StreamEncoder { text, text_path, tokenizer, num_bytes: 0 };
+/// The ids of a text encoded in parts of about this size, and the number of bytes.
+fn in_parts(tokenizer: &Tokenizer, text: &[u8], block_bytes: usize) -> Result<(Vec<u32>, u64)> {
+    let folder = tempfile::tempdir().unwrap();
+    let text_path = folder.path().join("text.txt");
+    std::fs::write(&text_path, text).unwrap();
+    let sizes = Sizes { block_bytes, ..Sizes::new(2) };
     let mut ids = Vec::new();
-    encoder.encode(ChunkSizes { block_bytes, piece_bytes }, &mut |new| {
+    let num_bytes = encode_file(&text_path, tokenizer, (folder.path(), sizes), &mut |new| {
         ids.extend_from_slice(new);
         Ok(())
     })?;
-    Ok((ids, encoder.num_bytes))
+    Ok((ids, num_bytes))
 }
 
-fn check_chunks(tokenizer: &Tokenizer, text: &str) {
+fn check_parts(tokenizer: &Tokenizer, text: &str) {
     let whole = tokenizer.encode(text).unwrap();
-    for (block_bytes, piece_bytes) in [(1, 1), (3, 1), (7, 2), (16, 5), (1 << 20, 1)] {
-        let (ids, num_bytes) =
-            in_chunks(tokenizer, text.as_bytes(), block_bytes, piece_bytes).unwrap();
-        assert_eq!(ids, whole, "{text:?} in blocks of {block_bytes}, pieces of {piece_bytes}");
+    for block_bytes in [1, 3, 7, 16, 1 << 20] {
+        let (ids, num_bytes) = in_parts(tokenizer, text.as_bytes(), block_bytes).unwrap();
+        assert_eq!(ids, whole, "{text:?} in blocks of {block_bytes}");
         assert_eq!(num_bytes, text.len() as u64);
     }
 }
@@ -49,16 +45,7 @@ fn a_request_to_stop_leaves_nothing_behind() {
 }
 
 #[test]
-fn borders_are_where_a_word_meets_a_line_feed() {
-    assert_eq!(split_at_borders("ab\n\ncd,\ne5\nf", 1), ["ab", "\n\ncd,\ne5", "\nf"]);
-    assert_eq!(split_at_borders("a\nb\nc\n", 2), ["a\nb", "\nc", "\n"]);
-    assert_eq!(split_at_borders("", 1), [""; 0]);
-    assert_eq!(last_border(b"a\nb\n ", 0), Some(3));
-    assert_eq!(last_border(b"a\nb\n ", 4), None);
-}
-
-#[test]
-fn difficult_texts_are_the_same_in_chunks() {
+fn difficult_texts_are_the_same_in_parts() {
     let texts = [
         "",
         "no line feed at all",
@@ -70,17 +57,19 @@ fn difficult_texts_are_the_same_in_chunks() {
         "1\n2\n 1212\n12",
     ];
     for tokenizer in [Tokenizer::bytes(), gpt2_style(), split_style(0), split_style(1)] {
-        texts.iter().for_each(|text| check_chunks(&tokenizer, text));
+        texts.iter().for_each(|text| check_parts(&tokenizer, text));
     }
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
-    fn any_text_is_the_same_in_chunks(
+    fn any_text_is_the_same_in_parts(
         text in "([a-t]|the|'s|[ ,.!'\n\r\t]|\n|\n|12|\u{e9}|\u{301}|\u{2003}|\u{85}|\u{17f}){0,60}",
     ) {
         for tokenizer in [gpt2_style(), split_style(0), split_style(1)] {
-            check_chunks(&tokenizer, &text);
+            check_parts(&tokenizer, &text);
         }
     }
 }
@@ -119,9 +108,9 @@ fn bytes_take_any_file_and_others_name_the_bad_byte() {
     let message =
         tokenize_text_file(&text_path, &out_path, &gpt2_style(), &GO_ON).unwrap_err().to_string();
     assert!(message.contains("a.txt` is not UTF-8 at byte 6"), "{message}");
-    // The offset counts from the start of the file, not of the chunk.
-    let message = in_chunks(&gpt2_style(), b"ab\ncd\n\xff\n", 3, 1).unwrap_err().to_string();
-    assert!(message.contains("`text.txt` is not UTF-8 at byte 6"), "{message}");
+    // The offset counts from the start of the file, not of the part.
+    let message = in_parts(&gpt2_style(), b"ab\ncd\n\xff\n", 3).unwrap_err().to_string();
+    assert!(message.contains("text.txt` is not UTF-8 at byte 6"), "{message}");
     assert!(!out_path.exists(), "nothing may be published after an error");
 }
 

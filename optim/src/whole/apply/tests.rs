@@ -56,7 +56,9 @@ fn lengths_are_named() {
     for order in ORDERS {
         let mut master = [1.0_f32; 4];
         let error = order.apply(&mut master, &[0.0; 3], Working::None, &scalars()).unwrap_err();
-        assert!(error.to_string().starts_with("buffer update has 3 elements where the range has 4"));
+        assert!(
+            error.to_string().starts_with("buffer update has 3 elements where the range has 4")
+        );
         let copy = &mut [bf16::ZERO; 5];
         let error = order.apply(&mut master, &[0.0; 4], Working::Bf16(copy), &scalars());
         assert!(error.unwrap_err().to_string().starts_with("buffer working has 5"));

@@ -1,0 +1,3 @@
+//! What every input file has in common: compression, encodings, and what is wrong with it.
+
+

@@ -1,0 +1,227 @@
+//! How documents are laid into rows of `S + 1` tokens.
+//!
+//! A row is a list of segments, each a stretch of one document. What is computed for one segment
+//! does not depend on another one where the trainer cuts attention and positions at the segment
+//! starts; the first token of a segment is never a target, since nothing before it belongs to it.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::order::Order;
+use crate::source::Source;
+use crate::split::Part;
+
+/// A group of rows that are packed together by [`Packing::BestFit`].
+const ROWS_PER_GROUP: u64 = 128;
+
+/// A way to lay documents into rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Rows are windows of the token sequence, wherever documents begin. Every token but the first
+    /// of a row is a target.
+    Contiguous,
+    /// The same windows, cut into segments at document starts.
+    ContiguousByDocument,
+    /// A row begins with the first document that starts in its window, or continues the document
+    /// that fills the window, and holds the documents after it up to where the next row begins.
+    /// The last of them is cut off if it does not fit, and its rest is not seen in this epoch
+    /// (another epoch has other windows).
+    DocumentAligned,
+    /// Documents are cut into pieces of at most `S + 1` tokens, and the pieces packed whole, best
+    /// fit first, longest first (Ding et al. 2024, "Fewer Truncations Improve Language Modeling",
+    /// arXiv 2404.10830, section 3), in groups of up to 128 rows. The few pieces that find no room
+    /// in their group are not seen in this epoch.
+    BestFit,
+}
+
+impl Packing {
+    /// Whether it needs to know where documents begin.
+    pub(crate) fn needs_documents(self) -> bool {
+        self != Self::Contiguous
+    }
+}
+
+/// A stretch of a document in a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Its tokens in the source.
+    pub(crate) tokens: Range<u64>,
+    /// The document they are from; `None` where documents are not known or not minded.
+    pub(crate) document: Option<u64>,
+}
+
+/// Lays out one source's rows.
+pub(crate) struct Layout<'a> {
+    pub(crate) part: &'a Part,
+    pub(crate) order: &'a Order,
+    pub(crate) packing: Packing,
+}
+
+impl Layout<'_> {
+    /// The segments of the source's row `sample`; they may fill less than `S + 1` tokens.
+    ///
+    /// # Errors
+    /// [`crate::SourceError::NoDocuments`] if the packing needs documents.
+    pub(crate) fn row(&self, sample: u64) -> Result<Vec<Segment>> {
+        let (phase, window) = self.order.window(sample);
+        if self.packing.needs_documents() {
+            self.part.file.need_documents("this packing")?;
+        }
+        let row_tokens = self.order.sequence_length() + 1;
+        let start = self.window_start(phase, window);
+        Ok(match self.packing {
+            Packing::Contiguous => {
+                vec![Segment { tokens: start..start + row_tokens, document: None }]
+            }
+            Packing::ContiguousByDocument => self.by_document(start..start + row_tokens),
+            Packing::DocumentAligned => self.by_document(self.aligned(phase, window)),
+            Packing::BestFit => self.best_fit(phase, window),
+        })
+    }
+
+    /// Windows of one epoch whose rows may hold tokens of `tokens`, for an epoch's phase. All that
+    /// do are among them.
+    pub(crate) fn candidates(&self, phase: u64, tokens: &Range<u64>) -> Range<u64> {
+        let (length, num_windows) = (self.order.sequence_length(), self.order.num_windows());
+        let origin = self.part.range.start + phase;
+        let window_of = |token: u64| (token.saturating_sub(origin) / length).min(num_windows);
+        // A row reaches less than two windows beyond the start of its own.
+        let first = window_of(tokens.start.saturating_sub(2 * length));
+        let end = (window_of(tokens.end) + 1).min(num_windows);
+        if self.packing != Packing::BestFit || first >= end {
+            return first..end;
+        }
+        // A group takes the pieces that begin in its windows.
+        self.group_rows(self.group_of(first)).start..self.group_rows(self.group_of(end - 1)).end
+    }
+
+    fn window_start(&self, phase: u64, window: u64) -> u64 {
+        self.part.range.start + phase + window * self.order.sequence_length()
+    }
+
+    fn source(&self) -> &Source {
+        &self.part.file
+    }
+
+    /// The document of a token and its tokens, as far as they lie in this part of the source.
+    fn document_at(&self, token: u64) -> (u64, Range<u64>) {
+        let document = self.source().document_at(token).expect("documents were checked for");
+        let span = self.source().document(document).expect("it was just found");
+        let Range { start, end } = self.part.range;
+        (document, span.start.max(start)..span.end.min(end))
+    }
+
+    /// A stretch of tokens cut at document starts.
+    pub(crate) fn by_document(&self, tokens: Range<u64>) -> Vec<Segment> {
+        let (mut segments, mut start) = (Vec::new(), tokens.start);
+        while start < tokens.end {
+            let (document, span) = self.document_at(start);
+            // A damaged index must not stop the walk.
+            let end = span.end.clamp(start + 1, tokens.end);
+            segments.push(Segment { tokens: start..end, document: Some(document) });
+            start = end;
+        }
+        segments
+    }
+
+    /// Where the row of the window at `start` begins, and whether a document does there.
+    fn aligned_start(&self, start: u64) -> (u64, bool) {
+        let (_, span) = self.document_at(start);
+        if span.start == start {
+            return (start, true);
+        }
+        let length = self.order.sequence_length();
+        let is_inside = span.end < start + length && span.end < self.part.range.end;
+        if is_inside { (span.end, true) } else { (start, false) }
+    }
+
+    fn aligned(&self, phase: u64, window: u64) -> Range<u64> {
+        let length = self.order.sequence_length();
+        let window_start = self.window_start(phase, window);
+        let (start, _) = self.aligned_start(window_start);
+        let limit = (start + length + 1).min(self.part.range.end);
+        let next = window_start + length;
+        if next >= self.part.range.end {
+            return start..limit;
+        }
+        let (next_start, is_document) = self.aligned_start(next);
+        // A row that continues a document predicts its first token in the row before.
+        start..limit.min(next_start + u64::from(!is_document))
+    }
+
+    fn num_groups(&self) -> u64 {
+        self.order.num_windows().div_ceil(ROWS_PER_GROUP)
+    }
+
+    fn group_of(&self, window: u64) -> u64 {
+        let scaled = u128::from(window) * u128::from(self.num_groups());
+        (scaled / u128::from(self.order.num_windows())) as u64
+    }
+
+    /// The rows of a group: windows in equal parts, as near as can be.
+    fn group_rows(&self, group: u64) -> Range<u64> {
+        let (num_groups, num_windows) = (self.num_groups(), self.order.num_windows());
+        let first = |group: u64| {
+            let scaled = u128::from(group) * u128::from(num_windows);
+            scaled.div_ceil(u128::from(num_groups)) as u64
+        };
+        first(group)..first(group + 1)
+    }
+
+    fn best_fit(&self, phase: u64, window: u64) -> Vec<Segment> {
+        let rows = self.group_rows(self.group_of(window));
+        let tokens = self.window_start(phase, rows.start)..self.window_start(phase, rows.end);
+        let pieces = self.pieces(tokens);
+        let lengths: Vec<u64> =
+            pieces.iter().map(|piece| piece.tokens.end - piece.tokens.start).collect();
+        let capacity = self.order.sequence_length() + 1;
+        let bins = best_fit_decreasing(&lengths, rows.end - rows.start, capacity);
+        let own = window - rows.start;
+        let is_own = |&(_, bin): &(Segment, Option<u64>)| bin == Some(own);
+        pieces.into_iter().zip(bins).filter(is_own).map(|(piece, _)| piece).collect()
+    }
+
+    /// The pieces of documents that begin in a stretch of tokens: up to `S + 1` tokens, the next
+    /// piece of a document beginning with the last token of the one before, so that each token
+    /// but the first of a document is a target once. Pieces of one token, which have no target,
+    /// are left out.
+    fn pieces(&self, tokens: Range<u64>) -> Vec<Segment> {
+        let length = self.order.sequence_length();
+        let mut pieces = Vec::new();
+        let end = tokens.end.min(self.part.range.end);
+        let mut at = tokens.start;
+        while at < end {
+            let (document, span) = self.document_at(at);
+            let mut start = span.start + (at - span.start).div_ceil(length) * length;
+            while start < span.end.min(end) {
+                let piece = start..(start + length + 1).min(span.end);
+                if piece.end - piece.start > 1 {
+                    pieces.push(Segment { tokens: piece, document: Some(document) });
+                }
+                start += length;
+            }
+            at = span.end.max(at + 1);
+        }
+        pieces
+    }
+}
+
+/// Puts items into `num_bins` bins of `capacity`, longest first, each where it leaves the least
+/// room; returns the bin of each item, `None` where there was no room.
+fn best_fit_decreasing(lengths: &[u64], num_bins: u64, capacity: u64) -> Vec<Option<u64>> {
+    let mut by_length: Vec<usize> = (0..lengths.len()).collect();
+    by_length.sort_by_key(|&item| std::cmp::Reverse(lengths[item]));
+    let mut room: BTreeSet<(u64, u64)> = (0..num_bins).map(|bin| (capacity, bin)).collect();
+    let mut bins = vec![None; lengths.len()];
+    for item in by_length {
+        let Some(&(left, bin)) = room.range((lengths[item], 0)..).next() else { continue };
+        room.remove(&(left, bin));
+        room.insert((left - lengths[item], bin));
+        bins[item] = Some(bin);
+    }
+    bins
+}
