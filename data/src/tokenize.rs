@@ -2,8 +2,6 @@
 
 mod encoder;
 mod fast;
-#[cfg(test)]
-mod fast_tests;
 mod line_ends;
 mod merges;
 #[cfg(test)]

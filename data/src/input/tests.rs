@@ -1,3 +1,1 @@
 //! What every input file has in common: compression, encodings, and what is wrong with it.
-
-

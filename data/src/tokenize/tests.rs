@@ -7,6 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod fast;
+
 /// Merges of the tiny vocabulary. Those that hold a line feed (written `\u{10a}`) or a space
 /// (`\u{120}`) make mistakes in cutting visible.
 const MERGES: [&str; 10] = [

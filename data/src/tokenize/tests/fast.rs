@@ -5,11 +5,11 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::normalizer::SplitDelimiterBehavior;
 use tokenizers::utils::SysRegex;
 
-use super::line_ends::KNOWN_PATTERNS;
-use super::merges::{Merges, Work};
-use super::tests::{gpt2_style, split_style};
-use super::words::{Classes, WordPattern};
-use super::*;
+use super::super::line_ends::KNOWN_PATTERNS;
+use super::super::merges::{Merges, Work};
+use super::super::words::{Classes, WordPattern};
+use super::super::*;
+use super::{gpt2_style, split_style};
 
 const GPT2_PATTERN: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -143,7 +143,7 @@ fn check_ids(tokenizer: &Tokenizer, text: &str) {
 
 #[test]
 fn real_text_has_the_ids_of_the_crate() {
-    let text = include_str!("../../shakespeare.txt");
+    let text = include_str!("../../../shakespeare.txt");
     for tokenizer in [gpt2_style(), split_style(0), split_style(1)] {
         check_ids(&tokenizer, &text[..200_000]);
     }
@@ -230,7 +230,7 @@ fn fingerprints_tell_tokenizers_and_vocabularies_apart() {
 fn a_tokenizer_is_trained_the_same_twice() {
     use crate::{BadRecord, BadUtf8, DocumentOptions, Progress, TextDocuments};
     let folder = tempfile::tempdir().unwrap();
-    let text = include_str!("../../shakespeare.txt");
+    let text = include_str!("../../../shakespeare.txt");
     let input = folder.path().join("in.txt");
     std::fs::write(&input, &text[..300_000]).unwrap();
     let mut options = TrainOptions {
