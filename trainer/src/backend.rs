@@ -27,8 +27,8 @@ pub struct Refused {
 /// where they have to share one, for NCCL refuses that.
 ///
 /// # Errors
-/// If only some ranks have a GPU, if the plan asks for NCCL and this rank has no GPU, or NCCL cannot be used; with `auto` only if
-/// it failed after it had begun.
+/// If only some ranks have a GPU, if the plan asks for NCCL and this rank has no GPU, or NCCL cannot
+/// be used; with `auto` only if it failed after it had begun.
 ///
 /// # Collectives
 /// Every rank must call it: an all-gather, and those of [`NcclCollective::connect`].

@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 /// Bytes of a beacon's file: one line, filled up with spaces.
 const FILE_BYTES: usize = 256;
@@ -33,13 +33,14 @@ impl Beacon {
     pub fn light(run_folder: &Path, rank: usize, host: &str) -> io::Result<Self> {
         let path = path_of(run_folder, rank);
         fs::create_dir_all(run_folder.join(FOLDER))?;
+        // Not cut first: a job that is still running may have the file mapped, and would die of it.
         let mut file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         // Written, not only sized: a hole that the disk has no room for would end the process.
         file.write_all(&[b' '; FILE_BYTES])?;
-        // SAFETY: the file has FILE_BYTES bytes from here on: nothing cuts it but the next process
-        // of the same rank, which does not start while this one runs.
-        let map = unsafe { MmapMut::map_mut(&file)? };
+        // SAFETY: the file has FILE_BYTES bytes from here on, as nothing ever cuts it; that another
+        // process may write to it harms nothing, for any bytes will do.
+        let map = unsafe { MmapOptions::new().len(FILE_BYTES).map_mut(&file)? };
         let mut beacon = Self { map, host: host.to_owned(), step: 0 };
         beacon.show("start", "");
         Ok(beacon)

@@ -32,3 +32,19 @@ fn a_rank_without_a_beacon_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     assert!(LastSeen::read(folder.path(), 0).is_err());
 }
+
+#[test]
+fn a_second_process_of_a_rank_does_not_end_the_first() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut first = Beacon::light(folder.path(), 0, "host").expect("a beacon");
+    let file = folder.path().join("ranks/0");
+    let inode = |path: &std::path::Path| {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(path).map(|found| (found.ino(), found.len())).expect("a file")
+    };
+    let before = inode(&file);
+    let _second = Beacon::light(folder.path(), 0, "host").expect("a beacon");
+    assert_eq!(inode(&file), before);
+    first.show("forward", "block 2");
+    assert_eq!(LastSeen::read(folder.path(), 0).expect("a beacon").phase, "forward");
+}
