@@ -209,7 +209,10 @@ impl Collective for ThreadCollective {
         let call = ledger.open(&request);
         if let Some(rank) = run.missing(&self.members, run.waiting(*rank, &self.members)) {
             ledger.close(&call, 0.0);
-            return Err(Error::PeerLeft { rank, call: Box::new(call) });
+            // The rank that gets this leaves in its turn; those after it must hear of the first.
+            let error = Error::PeerLeft { rank, call: Box::new(call) };
+            run.fail(&error);
+            return Err(error);
         }
         let completion = Arc::new(Completion::default());
         run.queues[*rank].push_back(Arrival {
