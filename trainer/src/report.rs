@@ -103,10 +103,7 @@ pub fn memory_by_category(
     for unit in &state.units {
         memory.parameters += bytes(&unit.working);
         memory.gradients += bytes(&unit.grads);
-        // In fp32 and fp64 the masters lie inside the working copies.
-        if unit.masters.kind() != unit.working.kind()
-            || unit.masters.device() != unit.working.device()
-        {
+        if !unit.masters_are_working() {
             memory.masters += bytes(&unit.masters);
         }
         memory.optimizer_state += unit.states.iter().map(|state| bytes(&state.flat)).sum::<u64>();

@@ -14,6 +14,7 @@ use crate::config::{self, Plan};
 use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate};
+use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
@@ -115,7 +116,7 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?;
+                folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?;
             }
             None => state.initialize(compute, plan.seed),
         }
@@ -243,8 +244,12 @@ impl<'a> Run<'a> {
             unreachable!("an evaluation is due only where there is validation data")
         };
         self.clock.show("eval");
+        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
         let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        if moved {
+            to_training_point(&self.state.units, &mut self.traffic)?;
+        }
         if let Evaluation::Loss(loss) = evaluation {
             let bytes = self.plan.data.tokenizer == Some(config::Tokenizer::Bytes);
             self.sinks.eval(&EvalRecord {
@@ -263,9 +268,12 @@ impl<'a> Run<'a> {
     /// The gathers of [`saving::gather`], and one all-reduce.
     fn save(&mut self, on_failure: OnFailure) -> Result<(), Error> {
         self.clock.show("save");
-        self.traffic.residents.settle()?;
+        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let whole = saving::gather(&self.state, &self.traffic.sharding)?;
         let saved = whole.map_or(Ok(()), |whole| self.save_here(&whole));
+        if moved {
+            to_training_point(&self.state.units, &mut self.traffic)?;
+        }
         let failed = i64::from(saved.is_err());
         if sum_integers(self.collective, &[failed], "failed saves")? == [0] {
             self.saved_step = self.state.step;
@@ -281,7 +289,7 @@ impl<'a> Run<'a> {
 
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
-            let what = (whole, &self.recipe.rule);
+            let what = (whole, &self.recipe.rules);
             saving::save(self.plan, &self.state, what, &self.fingerprint)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
@@ -320,6 +328,7 @@ impl<'a> Run<'a> {
             top_k: sample.top_k.unwrap_or(0),
             seed: self.plan.seed,
         };
+        to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let layers = self.recipe.layers(&self.state);
         let window = self.plan.batch.sequence_length;
         let how = (&sampling, self.stop);

@@ -192,6 +192,29 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let because = format!("schedule.kind = {own:?}");
             blocked(kinds.contains(&own), "schedule.kind", because)
         }
+        Applies::Parametrization(wanted) => {
+            let own = word("model.parametrization", "standard");
+            let because = format!("model.parametrization = {own:?}");
+            blocked(wanted.contains(&own), "model.parametrization", because)
+        }
+        Applies::Mode(wanted) => {
+            let own = word("schedule.mode", "continue");
+            blocked(own == wanted, "schedule.mode", format!("schedule.mode = {own:?}"))
+        }
+        Applies::Phase => {
+            let set = settings.by_path.contains_key("schedule.from_step");
+            let because = "schedule.from_step is not set".to_owned();
+            blocked(set, "schedule.from_step", because)
+        }
+        Applies::DecayShape => {
+            let own = word("schedule.weight_decay", "constant");
+            let because = format!("schedule.weight_decay = {own:?}");
+            blocked(own != "constant", "schedule.weight_decay", because)
+        }
+        Applies::Ramp => {
+            let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
+            blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
+        }
         Applies::Validation => {
             let keys = ["data.validation_fraction", "data.validation_tokens"];
             let some = keys.iter().any(|key| settings.by_path.contains_key(*key));
