@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::clock::Clock;
 use crate::config::Plan;
 use crate::metrics::{
-    Communication, MemoryByCategory, Phase, StepRecord, mfu, peak_resident_bytes,
+    Communication, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu, peak_resident_bytes,
 };
 use crate::pass::Traffic;
 use crate::state::RunState;
@@ -30,6 +30,8 @@ pub struct Rates {
 pub struct Spent {
     /// Seconds by phase.
     pub phases: BTreeMap<Phase, f64>,
+    /// The same by unit, of a profiled step.
+    pub unit_seconds: UnitSeconds,
     /// Seconds of the whole step.
     pub step_seconds: f64,
     /// Joules, where they can be read.
@@ -128,6 +130,7 @@ pub fn step_record(
         mfu: rates.mfu(tokens_per_second),
         step_seconds: spent.step_seconds,
         phases: spent.phases,
+        unit_seconds: spent.unit_seconds,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
         energy_joules: spent.energy_joules,
         communication: Communication::from(&spent.communication),

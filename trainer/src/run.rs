@@ -165,6 +165,9 @@ impl<'a> Run<'a> {
         while self.state.step < self.plan.run.steps {
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
+            if self.plan.profile.covers(self.state.step + 1) {
+                self.clock.begin_trace();
+            }
             let started = Instant::now();
             let outcome = train_step(
                 &self.recipe,
@@ -214,11 +217,26 @@ impl<'a> Run<'a> {
             communication: self.collective.ledger().take_step(),
             memory: memory_by_category(&self.state, &self.traffic, &self.clock),
             phases: self.clock.take(),
+            unit_seconds: self.clock.take_unit_seconds(),
             step_seconds: started.elapsed().as_secs_f64(),
             energy_joules: self.energy.joules(),
         };
         self.costs.add(outcome, &spent);
         self.sinks.step(&step_record(outcome, spent, &self.rates(), &self.state));
+        if self.state.step == self.plan.profile.steps[1] {
+            self.write_trace();
+        }
+    }
+
+    /// Writes what was traced, and says where most of the time went.
+    fn write_trace(&mut self) {
+        let Some(trace) = self.clock.take_trace() else { return };
+        let written = trace.write(&self.plan.run.dir, self.collective.rank());
+        let progress = self.sinks.progress();
+        match written {
+            Ok(path) => progress.note(&format!("traced to {}", path.display())),
+            Err(error) => progress.warn(&format!("no trace of the profiled steps: {error}")),
+        }
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {

@@ -10,7 +10,7 @@ use super::plan::{OnChange, Plan};
 /// Keys and tables that may change over a resume: where results go, how often things are reported,
 /// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
 /// until they are added here.
-const HARMLESS: [&str; 10] = [
+const HARMLESS: &[&str] = &[
     "device",
     "run.dir",
     "memory.",
@@ -18,6 +18,7 @@ const HARMLESS: [&str; 10] = [
     "eval.",
     "checkpoint.",
     "metrics.",
+    "profile.",
     "sample.",
     "optim.on_change",
     "derived.",

@@ -62,6 +62,10 @@ fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
         Kind::Pair => value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_number)),
+        Kind::Range => {
+            let is_count = |value: &Value| value.as_integer().is_some_and(|integer| integer >= 0);
+            value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_count))
+        }
         Kind::Flag => value.is_bool(),
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
@@ -87,6 +91,7 @@ fn type_name(kind: Kind) -> String {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
         Kind::Pair => "an array of two finite numbers".to_owned(),
+        Kind::Range => "an array of two integers of at least 0".to_owned(),
         Kind::Flag => "true or false".to_owned(),
         Kind::Text => "a string".to_owned(),
         Kind::InputPath => "the path of a file".to_owned(),

@@ -33,8 +33,8 @@ pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
     EvalPlan, Group, GroupPlan, Home, MemoryPlan, MetricsPlan, OnChange, OptimPlan, ParallelPlan,
-    PhaseMode, Plan, Probe, Recompute, Reduction, Rule, RuleName, RunPlan, SamplePlan, Schedule,
-    SchedulePlan, ScheduleUnit, StateDtype, Tokenizer, Validation,
+    PhaseMode, Plan, Probe, ProfilePlan, Recompute, Reduction, Rule, RuleName, RunPlan, SamplePlan,
+    Schedule, SchedulePlan, ScheduleUnit, StateDtype, Tokenizer, Validation,
 };
 use run_config::RunConfig;
 

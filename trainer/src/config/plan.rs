@@ -46,6 +46,9 @@ pub struct Plan {
     pub checkpoint: CheckpointPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
+    /// Which steps are traced.
+    #[serde(default)]
+    pub profile: ProfilePlan,
     /// The text drawn at the end of the run; none if not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<SamplePlan>,
@@ -311,6 +314,21 @@ pub struct MetricsPlan {
     pub tensorboard: bool,
     /// Peak of one rank in 1e12 floating-point operations per second; 0 to measure it at start.
     pub peak_tflops: f64,
+}
+
+/// `[profile]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfilePlan {
+    /// The first and the last step that are traced; both 0 for none.
+    pub steps: [u64; 2],
+}
+
+impl ProfilePlan {
+    /// Whether `step` is traced.
+    pub fn covers(&self, step: u64) -> bool {
+        let [first, last] = self.steps;
+        step > 0 && (first..=last).contains(&step)
+    }
 }
 
 /// `[sample]`.

@@ -43,6 +43,8 @@ pub(super) struct RunConfig {
     #[serde(default)]
     pub(super) metrics: MetricsTable,
     #[serde(default)]
+    pub(super) profile: ProfileTable,
+    #[serde(default)]
     pub(super) sample: SampleTable,
 }
 
@@ -240,6 +242,12 @@ pub(super) struct MetricsTable {
     pub(super) log_every: Option<u64>,
     pub(super) tensorboard: Option<bool>,
     pub(super) peak_tflops: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProfileTable {
+    pub(super) steps: Option<[u64; 2]>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -9,6 +9,8 @@ pub(super) enum Kind {
     Number,
     /// Two finite numbers.
     Pair,
+    /// Two integers of at least 0.
+    Range,
     /// True or false.
     Flag,
     /// Any string.
@@ -96,7 +98,7 @@ use Applies::{
     Biases, Decay, DecayShape, Family, Mode, OwnHead, Parametrization, Phase, Ramp, RandomSampling,
     Rule, Sampling, Schedule, Validation,
 };
-use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Text, Tokenizer};
+use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Range, Text, Tokenizer};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
@@ -219,6 +221,8 @@ pub(super) const KEYS: &[Key] = &[
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),
     key("metrics.peak_tflops", Number, "the peak of one rank, 0 to have it measured"),
+
+    key("profile.steps", Range, "the first and the last step that are traced, [0, 0] for none"),
 
     key("sample.tokens", Count, "the tokens of one sample, 0 for none"),
     key("sample.prompt", Text, "the text that a sample continues").only(Sampling),

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home,
-    MemoryPlan, MetricsPlan, ParallelPlan, Plan, Recompute, Reduction, RunPlan, SamplePlan,
-    Tokenizer, Validation,
+    MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan,
+    SamplePlan, Tokenizer, Validation,
 };
 use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
 use crate::model::config::{ModelConfig, Precision};
@@ -65,6 +65,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         }),
         checkpoint: checkpoint(config, &mut problems),
         metrics: metrics(config, &mut problems),
+        profile: profile(config, &mut problems),
         sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
         derived: Derived {
             num_parameters: spec.num_parameters(),
@@ -300,6 +301,19 @@ fn metrics(config: &RunConfig, problems: &mut Problems) -> MetricsPlan {
     let peak_tflops = table.peak_tflops.unwrap_or(0.0);
     problems.require_not_negative("metrics.peak_tflops", peak_tflops, "use 0 to have it measured");
     MetricsPlan { log_every, tensorboard: table.tensorboard.unwrap_or(true), peak_tflops }
+}
+
+fn profile(config: &RunConfig, problems: &mut Problems) -> ProfilePlan {
+    let [first, last] = config.profile.steps.unwrap_or([0, 0]);
+    let (none, steps) = ([first, last] == [0, 0], config.run.steps);
+    problems.require(
+        none || (1..=last).contains(&first) && last <= steps,
+        "profile.steps",
+        format!("[{first}, {last}]"),
+        format!("is not a range of steps in 1..={steps}"),
+        "name the first and the last step to trace, such as [10, 12], or [0, 0] for none",
+    );
+    ProfilePlan { steps: [first, last] }
 }
 
 fn sample(
