@@ -31,6 +31,19 @@ impl Prefetcher {
     /// is not below `micro_batches_per_step`, [`Error::Zero`] if `depth` is 0, [`Error::Io`] if
     /// no thread can be started.
     pub fn new(loader: Loader, first_step: u64, indices: Vec<u64>, depth: usize) -> Result<Self> {
+        Self::of_steps(loader, first_step.., indices, depth)
+    }
+
+    /// The same for any sequence of steps, with an end where it has one.
+    ///
+    /// # Errors
+    /// Those of [`Prefetcher::new`].
+    pub fn of_steps(
+        loader: Loader,
+        steps: impl Iterator<Item = u64> + Send + 'static,
+        indices: Vec<u64>,
+        depth: usize,
+    ) -> Result<Self> {
         if depth == 0 {
             return Err(Error::Zero { key: "depth" });
         }
@@ -41,7 +54,7 @@ impl Prefetcher {
         let (sender, batches) = sync_channel(depth);
         let path = loader.path().to_owned();
         let assemble = move || {
-            for step in first_step.. {
+            for step in steps {
                 for &index in &indices {
                     let batch = loader.micro_batch(step, index);
                     let is_last = batch.is_err();

@@ -1,5 +1,7 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod replay;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +44,8 @@ pub enum Command {
     Eval(Eval),
     /// Say what a rank was doing when it was killed.
     Lost(Lost),
+    /// Do a step that went wrong again, and look for what spoiled it.
+    Replay(replay::Replay),
     /// Look at checkpoints.
     #[command(subcommand)]
     Ckpt(Ckpt),

@@ -10,6 +10,7 @@ use grove_parallel::{Assignment, Collective};
 
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
+use crate::guard::Exclusions;
 use crate::signals::StopRequest;
 use crate::step_numbers::agree_to_stop;
 
@@ -50,16 +51,11 @@ impl Data {
         Ok(Self { corpus, fingerprint: fingerprint.to_string(), path })
     }
 
-    /// This rank's training batches from `first_step` on, assembled ahead.
+    /// The training data as a function of step and micro-batch.
     ///
     /// # Errors
-    /// If the data holds no whole sequence, or there are more ranks than micro-batches.
-    pub fn batches(
-        &self,
-        plan: &Plan,
-        collective: &dyn Collective,
-        first_step: u64,
-    ) -> Result<Prefetcher, Error> {
+    /// If the data holds no whole sequence.
+    pub fn loader(&self, plan: &Plan) -> Result<Loader, Error> {
         let part = self.corpus.part(Split::Train);
         let config = LoaderConfig {
             sequence_length: plan.batch.sequence_length,
@@ -67,10 +63,24 @@ impl Data {
             micro_batches_per_step: plan.batch.micro_batches,
             seed: plan.seed,
         };
-        let loader = Loader::new(part.file.clone(), part.range.clone(), config)?;
+        Ok(Loader::new(part.file.clone(), part.range.clone(), config)?)
+    }
+
+    /// This rank's training batches from `first_step` on, without what is excluded, assembled ahead.
+    ///
+    /// # Errors
+    /// If the data holds no whole sequence, or there are more ranks than micro-batches.
+    pub fn batches(
+        &self,
+        plan: &Plan,
+        collective: &dyn Collective,
+        (first_step, excluded): (u64, &Exclusions),
+    ) -> Result<Prefetcher, Error> {
+        let loader = self.loader(plan)?;
         let assignment = Assignment::new(plan.batch.micro_batches as usize, collective.degree())?;
         let indices = assignment.of_rank(collective.rank()).map(|index| index as u64).collect();
-        Ok(Prefetcher::new(loader, first_step, indices, PREFETCH_BATCHES)?)
+        let steps = excluded.from_step(first_step);
+        Ok(Prefetcher::of_steps(loader, steps, indices, PREFETCH_BATCHES)?)
     }
 
     /// The validation windows.

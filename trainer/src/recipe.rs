@@ -12,6 +12,7 @@ use crate::config::{
     self, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
 };
 use crate::error::Error;
+use crate::guard::Rules;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
@@ -38,6 +39,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         schedule: LrSchedule::new(schedule, plan.run.steps)?,
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
+        guard: Rules::new(&plan.guard),
         assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
     })
 }

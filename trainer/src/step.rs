@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::gradients::Round;
+use crate::guard::{Rules, Tripped};
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
@@ -34,6 +35,8 @@ pub struct Recipe {
     pub clip_norm: f64,
     /// The run's seed.
     pub seed: u64,
+    /// What counts as a step that goes wrong.
+    pub guard: Rules,
     /// Which rank computes which micro-batches of a step.
     pub assignment: Assignment,
 }
@@ -46,7 +49,7 @@ impl Recipe {
 }
 
 /// What a step found.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
     /// Mean loss over the step's tokens, all ranks, in nats.
     pub loss: f64,
@@ -58,13 +61,18 @@ pub struct StepOutcome {
     pub num_tokens: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
+    /// The summed loss of each of this rank's micro-batches, in order.
+    pub micro_losses: Vec<f64>,
+    /// How the step went wrong, if it did: the same on every rank. Nothing was updated then, and
+    /// the sums of gradients are still there.
+    pub tripped: Option<Tripped>,
 }
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
-/// update. A loss or gradient that is not finite is an error on every rank, before any update.
+/// update, unless the loss or the gradient went wrong.
 ///
 /// # Errors
-/// If data cannot be read, a collective fails, or the loss or gradient is not finite.
+/// If data cannot be read or a collective fails.
 ///
 /// # Collectives
 /// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
@@ -78,7 +86,7 @@ pub fn train_step(
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
-    let mine = gradients(recipe, state, batches, traffic, clock)?;
+    let (mine, micro_losses) = gradients(recipe, state, batches, traffic, clock)?;
 
     clock.enter(Phase::Reduce);
     let StepNumbers { loss, num_tokens, stops } =
@@ -90,29 +98,34 @@ pub fn train_step(
     let loss = loss.value() / num_tokens_f64;
     let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
     let grad_norm = squared_norm.sqrt() / num_tokens_f64;
-    if !(loss.is_finite() && grad_norm.is_finite()) {
-        return Err(Error::NotFinite { step: state.step + 1, loss, grad_norm });
+    let lr = recipe.schedule.lr(state.step);
+    let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
+    let stop = stops > 0;
+    let outcome = StepOutcome { loss, grad_norm, lr, num_tokens, stop, micro_losses, tripped };
+    if tripped.is_some() {
+        return Ok(outcome);
     }
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
     clock.enter(Phase::Optim);
-    let lr = recipe.schedule.lr(state.step);
     let update = Update {
         rule: &recipe.rule,
         groups: &recipe.groups,
         lr,
         grad_scale: clip / num_tokens_f64,
-        step: state.step + 1,
+        step: state.num_updates() + 1,
         averaging_weight: recipe.schedule.averaging_weight(state.step),
         seed: recipe.seed,
     };
     apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;
     state.num_tokens += num_tokens;
-    Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0 })
+    state.history.note_update((state.step, recipe.guard.window()), loss, grad_norm);
+    Ok(outcome)
 }
 
-/// Forward and backward of this rank's micro-batches: the summed loss and the tokens.
+/// Forward and backward of this rank's micro-batches: the summed loss and the tokens, and the loss of
+/// each micro-batch.
 ///
 /// In a last round with fewer micro-batches than ranks, a rank without one computes its last one
 /// again and contributes nothing: so all ranks take part in the same collectives.
@@ -122,7 +135,7 @@ fn gradients(
     batches: &mut Prefetcher,
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<StepNumbers, Error> {
+) -> Result<(StepNumbers, Vec<f64>), Error> {
     let Recipe { compute, assignment, .. } = recipe;
     let layers = recipe.layers(state);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
@@ -145,6 +158,6 @@ fn gradients(
     let mut loss = ExactSum::new();
     let losses: Vec<f64> =
         Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
-    losses.into_iter().for_each(|value| loss.add(value));
-    Ok(StepNumbers { loss, num_tokens, stops: 0 })
+    losses.iter().for_each(|&value| loss.add(value));
+    Ok((StepNumbers { loss, num_tokens, stops: 0 }, losses))
 }

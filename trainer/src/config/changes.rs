@@ -8,15 +8,17 @@ use super::layers::flatten;
 use super::plan::{Plan, Schedule};
 
 /// Keys and tables that may change over a resume: where results go, how often things are reported,
-/// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
+/// how the same numbers are computed (to rounding), and what happens when something goes wrong. All others have a meaning, new keys too
 /// until they are added here.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 11] = [
     "device",
     "run.dir",
     "memory.",
     "parallel.",
     "eval.",
     "checkpoint.",
+    "guard.",
+    "watchdog.",
     "metrics.",
     "sample.",
     "derived.",

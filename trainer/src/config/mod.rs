@@ -32,8 +32,9 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    GroupPlan, GuardPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Policy,
+    Recompute, Reduction, Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    WatchdogPlan,
 };
 use run_config::RunConfig;
 

@@ -1,6 +1,7 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod guard;
 mod optim;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
@@ -42,6 +44,12 @@ pub struct Plan {
     pub eval: Option<EvalPlan>,
     /// Checkpoints.
     pub checkpoint: CheckpointPlan,
+    /// What happens at a step that goes wrong.
+    #[serde(default)]
+    pub guard: GuardPlan,
+    /// What happens when a rank hangs.
+    #[serde(default)]
+    pub watchdog: WatchdogPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
     /// The text drawn at the end of the run; none if not wanted.
