@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 15] = [
+const ORDER: [&[&str]; 16] = [
     &["kernel"],
     &["model"],
     &["metrics"],
@@ -19,6 +19,7 @@ const ORDER: [&[&str]; 15] = [
         "device",
         "backend",
         "guard",
+        "watchdog",
         "error",
     ],
     &["sharding"],
@@ -31,6 +32,7 @@ const ORDER: [&[&str]; 15] = [
     &["folder", "loaded", "replay"],
     &["run"],
     &["cli"],
+    &["job"],
     &["lib", "main"],
 ];
 

@@ -1,7 +1,7 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `families`, `resume`, `faults` and `guard` run the program, `hosts` on two hosts; `cli` checks what
+//! same; `families`, `resume`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
@@ -16,4 +16,5 @@ mod program;
 mod ranks;
 mod recompute;
 mod resume;
+mod watchdog;
 mod zero;

@@ -82,6 +82,18 @@ pub struct Train {
     pub resume: bool,
 }
 
+impl Train {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// As [`Configured::plan`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.configured.plan()?;
+        plan.checkpoint.resume |= self.resume;
+        Ok(plan)
+    }
+}
+
 /// `grove lost`.
 #[derive(Debug, Args)]
 pub struct Lost {

@@ -14,6 +14,7 @@ pub mod eval;
 pub mod folder;
 pub mod gradients;
 pub mod guard;
+pub mod job;
 pub mod kernel;
 pub mod loaded;
 pub mod metrics;
@@ -35,7 +36,7 @@ pub mod state;
 pub mod step;
 pub mod step_numbers;
 pub mod update;
+pub mod watchdog;
 
 pub use clock::Clock;
-pub use device::compute as compute_for;
 pub use error::Error;

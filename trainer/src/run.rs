@@ -31,6 +31,7 @@ use crate::snapshot::Snapshot;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
+use crate::watchdog::Pulse;
 use trips::{exclude, first_snapshot};
 
 /// How a run ended.
@@ -56,8 +57,25 @@ pub fn train(
     stop: &StopRequest,
     host: &str,
 ) -> Result<Ending, Error> {
+    train_watched(plan, compute, collective, stop, (host, &Pulse::default()))
+}
+
+/// The same with a pulse by which another thread sees what this one does.
+///
+/// # Errors
+/// Those of [`train`].
+///
+/// # Collectives
+/// Every rank must call it with the same plan.
+pub fn train_watched(
+    plan: &Plan,
+    compute: Compute,
+    collective: &dyn Collective,
+    stop: &StopRequest,
+    seat: (&str, &Pulse),
+) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let Some(mut run) = Run::open(plan, compute, (collective, host), stop)? else {
+    let Some(mut run) = Run::open(plan, compute, (collective, seat), stop)? else {
         return Ok(Ending::Interrupted);
     };
     let mut ending = run.steps();
@@ -102,7 +120,7 @@ impl<'a> Run<'a> {
     fn open(
         plan: &'a Plan,
         compute: Compute,
-        (collective, host): (&'a dyn Collective, &str),
+        (collective, (host, pulse)): (&'a dyn Collective, (&str, &Pulse)),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
         // Before anything that depends on the plan: ranks of different plans make different calls.
@@ -147,7 +165,7 @@ impl<'a> Run<'a> {
             saved_step: state.step,
             sinks: open_sinks(plan, collective, state.step)?,
             data,
-            clock: Clock::with_beacon(beacon),
+            clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
             plan,
             collective,

@@ -141,6 +141,7 @@ fn gradients(
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
     for index in 0..num_rounds {
+        clock.begin_round(index as u64);
         let contributes = assignment.micro_batch(index, rank).is_some();
         if contributes {
             clock.enter(Phase::Data);
