@@ -19,7 +19,7 @@ use crate::model::embedding;
 use crate::model::views::Weights;
 use crate::pass::{Layers, Tokens, Traffic, loss_sum, micro_step};
 use crate::recipe::{allocate, recipe};
-use crate::saving;
+use crate::saving::{self, Optimizer};
 use crate::sharding::{Placement, Sharding};
 use crate::signals::StopRequest;
 use crate::state::RunState;
@@ -78,7 +78,9 @@ pub fn replay(
     let mut state = allocate(plan, &recipe, &sharding)?;
     let before = black_box.report.step - 1;
     match nearest(folder, from, before)? {
-        Some(checkpoint) => saving::load(&mut state, &recipe.rule, &checkpoint)?,
+        Some(checkpoint) => {
+            saving::load(&mut state, (&recipe.rules, Optimizer::Resumed), &checkpoint)?;
+        }
         None => state.initialize(&recipe.compute, plan.seed),
     }
     let mut traffic = Traffic::new(sharding, &state.units, 0);

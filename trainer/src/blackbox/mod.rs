@@ -20,6 +20,7 @@ pub use norms::{ParamNorms, Size, first_not_finite, norms};
 pub use report::{MicroBatch, Piece, Report, Row};
 
 use crate::config::Plan;
+use crate::corpus::place;
 use crate::error::Error;
 
 const REPORT: &str = "report.json";
@@ -39,8 +40,9 @@ pub fn write(folder: &Path, plan: &Plan, loader: &Loader, report: &Report) -> Re
     at("make", folder, fs::create_dir_all(folder))?;
     let vocab_size = u32::try_from(plan.model.spec().vocab_size).unwrap_or(u32::MAX);
     let mut tokens = TokenWriter::create(folder.join(TOKENS), vocab_size)?;
-    for index in 0..plan.batch.micro_batches {
-        tokens.write(&loader.micro_batch(report.data_step, index)?.tokens)?;
+    for index in 0..report.micro_batches.len() as u64 {
+        let (step, index) = place(&plan.batch.ramp(), report.data_step, index);
+        tokens.write(&loader.micro_batch(step, index)?.tokens)?;
     }
     tokens.finish()?;
     let path = folder.join(PLAN);

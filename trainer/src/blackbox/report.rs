@@ -14,7 +14,7 @@ use crate::metrics::Trip;
 pub struct Report {
     /// The step, from 1.
     pub step: u64,
-    /// Its data as [`Loader::micro_batch`] counts it, from 0: past what was left out.
+    /// Its data step, from 0: past what was left out; see [`crate::corpus::place`].
     pub data_step: u64,
     /// What was left out before it, counted in the same way.
     pub excluded_data_steps: Vec<u64>,
@@ -85,20 +85,15 @@ pub struct Piece {
 }
 
 impl MicroBatch {
-    /// Micro-batch `index` of a step of the data, with its loss.
+    /// The micro-batch at a place of the loader, with its loss.
     ///
     /// # Errors
     /// If the data cannot be read.
-    pub fn trace(
-        loader: &Loader,
-        data_step: u64,
-        index: u64,
-        loss_sum: f64,
-    ) -> Result<Self, Error> {
-        let batch = loader.micro_batch(data_step, index)?;
+    pub fn trace(loader: &Loader, (step, index): (u64, u64), loss_sum: f64) -> Result<Self, Error> {
+        let batch = loader.micro_batch(step, index)?;
         let mask = batch.loss_mask.unwrap_or_default();
         let masked = mask.iter().enumerate().filter(|&(_, &counts)| !counts);
-        let rows = loader.receipt(data_step, index)?;
+        let rows = loader.receipt(step, index)?;
         Ok(Self {
             loss_sum,
             segment_starts: batch.segment_starts,

@@ -31,10 +31,11 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, GuardPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Policy,
-    Recompute, Reduction, Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
-    WatchdogPlan,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
+    EvalPlan, Group, GroupPlan, GuardPlan, Home, MemoryPlan, MetricsPlan, OnChange, OptimPlan,
+    ParallelPlan, PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute, Reduction, Rule,
+    RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, StateDtype, Tokenizer,
+    Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

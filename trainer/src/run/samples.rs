@@ -5,6 +5,7 @@ use grove_data::Tokenizer;
 use super::Run;
 use crate::corpus;
 use crate::error::Error;
+use crate::eval_point::to_eval_point;
 use crate::sample::{Sampling, continue_tokens};
 use crate::step_numbers::sum_integers;
 
@@ -36,6 +37,7 @@ impl Run<'_> {
             top_k: sample.top_k.unwrap_or(0),
             seed: self.plan.seed,
         };
+        to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let layers = self.recipe.layers(&self.state);
         let window = self.plan.batch.sequence_length;
         let how = (&sampling, self.stop);

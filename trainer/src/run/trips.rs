@@ -6,10 +6,11 @@ use super::{Run, open_sinks};
 use crate::blackbox::{self, MicroBatch, Report, first_not_finite};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Plan, Policy};
+use crate::corpus::place;
 use crate::error::Error;
+use crate::folder;
 use crate::guard::Tripped;
 use crate::metrics::RewindRecord;
-use crate::saving;
 use crate::snapshot::Snapshot;
 use crate::state::RunState;
 use crate::step::StepOutcome;
@@ -76,7 +77,8 @@ impl Run<'_> {
                 let newest = whole.iter().rfind(|whole| whole.step == self.saved_step);
                 let lost = || Error::RewindLost { step: self.saved_step };
                 let checkpoint = Checkpoint::open(&newest.ok_or_else(lost)?.folder)?;
-                saving::load(&mut self.state, &self.recipe.rule, &checkpoint)?;
+                let state = (&mut self.state, &self.recipe.rules);
+                folder::resume(self.plan, &self.data, state, &checkpoint)?;
             }
             _ => {
                 self.state.clear();
@@ -111,7 +113,9 @@ impl Run<'_> {
         }
         let history = &self.state.history;
         let written = self.data.loader(self.plan).and_then(|loader| {
-            let trace = |(index, &loss)| MicroBatch::trace(&loader, data_step, index, loss);
+            let ramp = self.plan.batch.ramp();
+            let trace =
+                |(index, &loss)| MicroBatch::trace(&loader, place(&ramp, data_step, index), loss);
             let report = Report {
                 step: self.state.step + 1,
                 data_step,
@@ -142,7 +146,7 @@ impl Run<'_> {
 
     /// The losses of all ranks' micro-batches, by their number in the step.
     fn all_micro_losses(&self, mine: &[f64]) -> Result<Vec<f64>, Error> {
-        let assignment = &self.recipe.assignment;
+        let assignment = self.recipe.assignment(self.state.step)?;
         let (rounds, degree) = (assignment.num_rounds(), self.collective.degree());
         let mut padded = mine.to_vec();
         padded.resize(rounds, 0.0);
