@@ -25,6 +25,7 @@ use crate::sample::{Sampling, continue_tokens};
 use crate::saving::{self, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
+use crate::starting;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
@@ -117,7 +118,7 @@ impl<'a> Run<'a> {
             Some(checkpoint) => {
                 folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?;
             }
-            None => state.initialize(compute, plan.seed),
+            None => starting::start(plan, compute, &mut state)?,
         }
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;

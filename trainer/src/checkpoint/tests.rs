@@ -12,6 +12,7 @@ use super::layout::Entry;
 use super::*;
 
 mod damage;
+mod inspection;
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()

@@ -32,8 +32,8 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    GroupPlan, Home, InitPlan, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute,
+    Reduction, Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
 };
 use run_config::RunConfig;
 

@@ -1,6 +1,7 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod init;
 mod optim;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use init::InitPlan;
 pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
@@ -25,6 +27,9 @@ pub struct Plan {
     pub run: RunPlan,
     /// The model, under its Hugging Face keys.
     pub model: ModelConfig,
+    /// What the weights start from.
+    #[serde(default)]
+    pub init: InitPlan,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.

@@ -122,6 +122,8 @@ pub(super) const KEYS: &[Key] = &[
     key("model.tie_word_embeddings", Flag, "whether the head is the embedding"),
     key("model.initializer_range", Number, "the standard deviation of the initial weights"),
 
+    key("init.from", InputPath, "a model whose weights the run starts from"),
+
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
     key("data.tokenizer", Tokenizer, "\"bytes\" or a tokenizer file"),
