@@ -1,10 +1,12 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `families`, `resume` and `faults` run the program, `hosts` on two hosts; `cli` checks what
+//! same; `documents` and `data` pack and mix; `families`, `resume` and `faults` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
+mod data;
+mod documents;
 mod families;
 mod faults;
 mod fixture;

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
+use crate::pass::Documents;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
@@ -39,6 +40,10 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
         assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
+        documents: match plan.data.mask_documents {
+            Some(true) => Documents::Apart,
+            Some(false) | None => Documents::Together,
+        },
     })
 }
 

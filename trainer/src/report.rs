@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use grove_data::Stage;
 use grove_parallel::collective::StepTotals;
 use tch::Tensor;
 
@@ -137,6 +138,16 @@ pub fn step_record(
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
     }
+}
+
+/// The weights of a mixture, a line for each change of them.
+pub fn stage_lines(stages: &[Stage]) -> Vec<String> {
+    let line = |stage: &Stage| {
+        let weight = |(name, weight): (&String, &f64)| format!("{name} {weight}");
+        let weights: Vec<String> = stage.weights.iter().map(weight).collect();
+        format!("from step {}: weights {}", stage.first_step, weights.join(", "))
+    };
+    stages.iter().map(line).collect()
 }
 
 /// A plan in few lines: one for each table.

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Tokenizer, Validation};
+use grove_data::{Prefetcher, Stage, Tokenizer, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
@@ -11,18 +11,20 @@ use crate::beacon::Beacon;
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
 use crate::config::{self, Plan};
-use crate::corpus::{self, Data};
+use crate::corpus::{self, Data, stages_to_toml};
 use crate::error::Error;
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, evaluate_sources};
 use crate::folder::{self, Found};
 use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
-use crate::report::{Costs, Rates, Spent, memory_by_category, plan_lines, step_record};
+use crate::report::{
+    Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
+};
 use crate::sample::{Sampling, continue_tokens};
-use crate::saving::{self, WholeState};
+use crate::saving::{self, DataRecord, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::state::RunState;
@@ -80,9 +82,11 @@ struct Run<'a> {
     traffic: Traffic<'a>,
     /// The step of the newest checkpoint; 0 if there is none.
     saved_step: u64,
-    fingerprint: String,
+    data: DataRecord,
+    stages: Vec<Stage>,
     batches: Prefetcher,
-    validation: Option<Validation>,
+    /// By source.
+    validation: Vec<(String, Validation)>,
     sinks: Sinks,
     clock: Clock,
     energy: EnergyMeter,
@@ -126,19 +130,18 @@ impl<'a> Run<'a> {
         }
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
-        let validation = match plan.eval {
-            Some(_) => Some(data.validation(plan)?),
-            None => None,
-        };
+        let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
+        let stages = folder::stages(plan, resumed.as_ref())?;
         let peak_flops = match plan.metrics.peak_tflops {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
         let mut run = Self {
-            batches: data.batches(plan, collective, state.step)?,
+            batches: data.batches(plan, collective, (state.step, &stages))?,
             saved_step: state.step,
             sinks: open_sinks(plan, collective, state.step)?,
-            fingerprint: data.fingerprint,
+            data: DataRecord { fingerprint: data.fingerprint, stages: stages_to_toml(&stages) },
+            stages,
             clock: Clock::with_beacon(beacon),
             energy: EnergyMeter::start(),
             plan,
@@ -221,12 +224,13 @@ impl<'a> Run<'a> {
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
-        let (Some(validation), Some(eval)) = (&self.validation, self.plan.eval) else {
-            unreachable!("an evaluation is due only where there is validation data")
-        };
+        let eval =
+            self.plan.eval.expect("an evaluation is due only where there is validation data");
         self.clock.show("eval");
-        let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
-        let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        let layers = self.recipe.layers(&self.state);
+        let batches = (&self.validation[..], eval.batches);
+        let (evaluation, sources) =
+            evaluate_sources(layers, batches, &mut self.traffic, self.stop)?;
         if let Evaluation::Loss(loss) = evaluation {
             let bytes = self.plan.data.tokenizer == Some(config::Tokenizer::Bytes);
             self.sinks.eval(&EvalRecord {
@@ -234,6 +238,7 @@ impl<'a> Run<'a> {
                 loss,
                 perplexity: loss.exp(),
                 bits_per_byte: bytes.then_some(loss / std::f64::consts::LN_2),
+                sources,
             });
         }
         Ok(evaluation)
@@ -264,7 +269,7 @@ impl<'a> Run<'a> {
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
             let what = (whole, &self.recipe.rule);
-            saving::save(self.plan, &self.state, what, &self.fingerprint)?
+            saving::save(self.plan, &self.state, what, &self.data)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
@@ -357,6 +362,9 @@ impl<'a> Run<'a> {
         }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
+            self.sinks.progress().note(&line);
+        }
+        for line in stage_lines(&self.stages) {
             self.sinks.progress().note(&line);
         }
     }

@@ -11,7 +11,7 @@ use crate::gradients::Round;
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
-use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step_numbers::StepNumbers;
@@ -36,6 +36,8 @@ pub struct Recipe {
     pub seed: u64,
     /// Which rank computes which micro-batches of a step.
     pub assignment: Assignment,
+    /// Whether documents in one row see each other.
+    pub documents: Documents,
 }
 
 impl Recipe {
@@ -61,10 +63,12 @@ pub struct StepOutcome {
 }
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
-/// update. A loss or gradient that is not finite is an error on every rank, before any update.
+/// update. A loss or gradient that is not finite, or no target at all, is an error on every rank,
+/// before any update.
 ///
 /// # Errors
-/// If data cannot be read, a collective fails, or the loss or gradient is not finite.
+/// If data cannot be read, a collective fails, no target counts, or the loss or gradient is not
+/// finite.
 ///
 /// # Collectives
 /// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
@@ -86,6 +90,9 @@ pub fn train_step(
     traffic.sums.finish()?;
 
     clock.enter(Phase::Clip);
+    if num_tokens == 0 {
+        return Err(Error::NoTargets { step: state.step + 1 });
+    }
     let num_tokens_f64 = num_tokens as f64;
     let loss = loss.value() / num_tokens_f64;
     let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
@@ -132,14 +139,14 @@ fn gradients(
         if contributes {
             clock.enter(Phase::Data);
             let batch = batches.next()?;
-            tokens = Some(Tokens::new(compute, &batch.tokens, batch.batch_size));
+            tokens = Some(Tokens::of_batch(compute, &batch, recipe.documents));
         }
         let tokens = tokens.as_ref().expect("every rank has a micro-batch in the first round");
         let round = Round { first: index == 0, last: index + 1 == num_rounds, contributes };
         let loss = micro_step(layers, tokens, round, traffic, clock)?;
         if contributes {
             losses.push(loss);
-            num_tokens += tokens.targets.numel() as u64;
+            num_tokens += tokens.num_targets;
         }
     }
     let mut loss = ExactSum::new();

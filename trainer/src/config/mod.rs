@@ -23,6 +23,7 @@ mod plan;
 mod resolve;
 mod run_config;
 mod schema;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -32,8 +33,9 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, Packing, ParallelPlan, Plan, Recompute,
+    Reduction, Rule, RunPlan, SamplePlan, Schedule, SourcePlan, StagePlan, StateDtype, Tokenizer,
+    Validation,
 };
 use run_config::RunConfig;
 

@@ -20,5 +20,6 @@ mod linear;
 pub mod norm;
 pub mod plain;
 pub mod rotary;
+pub mod segments;
 pub mod units;
 pub mod views;
