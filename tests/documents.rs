@@ -90,7 +90,7 @@ fn logits_are_those_of_the_documents_apart() {
                 logits(subject.layers(), (inputs, segments), traffic).expect("one rank")
             })
         };
-        let found = logits_of(&tokens.inputs, tokens.segments.as_ref());
+        let found = logits_of(&tokens.inputs, tokens.segments.as_deref());
         for (number, row) in packed.rows.iter().enumerate() {
             let mut column = 0;
             for document in row {
@@ -117,7 +117,7 @@ fn loss_and_gradients_are_those_of_the_documents_apart() {
         let loss = together.forward_backward_of(&tokens, Round::only());
         let long: Vec<_> = packed.documents().filter(|document| document.len() > 1).collect();
         let targets: usize = long.iter().map(|document| document.len() - 1).sum();
-        assert_eq!(tokens.num_targets, targets as u64, "{label}");
+        assert_eq!(tokens.num_targets(), targets as u64, "{label}");
         let mut expected = 0.0;
         for (number, document) in long.iter().enumerate() {
             let (first, last) = (number == 0, number + 1 == long.len());
@@ -147,7 +147,7 @@ fn documents_together_are_a_row_of_text() {
     assert!(together.segments.is_none());
     let apart = Tokens::of_batch(&subject.compute, &batch, Documents::Apart);
     let [a, b] = [&together, &apart].map(|t| subject.forward_backward_of(t, Round::only()));
-    assert_eq!(together.num_targets, apart.num_targets);
+    assert_eq!(together.num_targets(), apart.num_targets());
     assert!((a - b).abs() > 1e-6 * a, "the masks have no effect: {a}, {b}");
 }
 
@@ -158,7 +158,7 @@ fn a_micro_batch_without_targets_has_neither_loss_nor_gradient() {
         let mut batch = Packed::of(fixture).batch();
         batch.loss_mask = Some(vec![false; batch.batch_size * batch.sequence_length]);
         let tokens = Tokens::of_batch(&subject.compute, &batch, Documents::Apart);
-        assert_eq!(tokens.num_targets, 0, "{label}");
+        assert_eq!(tokens.num_targets(), 0, "{label}");
         assert_eq!(subject.forward_backward_of(&tokens, Round::only()), 0.0, "{label}");
         for (name, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
             assert_eq!(grad.abs().max().double_value(&[]), 0.0, "{label}: {name}");

@@ -1,5 +1,6 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod coordinates;
 mod data;
 mod tokenize;
 mod tokenizer;
@@ -13,6 +14,7 @@ use grove_data::{TokenFile, Validation};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
 
+pub use coordinates::Coordcheck;
 pub use data::{At, DataCommand, Seen, Stats};
 pub use tokenize::{Documents, Tokenize};
 pub use tokenizer::{TokenizerCommand, TrainTokenizer};
@@ -56,6 +58,8 @@ pub enum Command {
     Eval(Eval),
     /// Say what a rank was doing when it was killed.
     Lost(Lost),
+    /// Say how large activations become at several widths.
+    Coordcheck(Coordcheck),
     /// Look at checkpoints.
     #[command(subcommand)]
     Ckpt(Ckpt),

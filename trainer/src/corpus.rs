@@ -2,6 +2,8 @@
 //! run's folder.
 
 mod mix;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,9 +12,10 @@ use grove_data::{
     Corpus, Loader, LoaderConfig, Mixture, MixtureSource, Packing, Prefetcher, Source,
     SourceOptions, Split, Stage, Tokenizer, Validation,
 };
+use grove_optim::BatchRamp;
 use grove_parallel::{Assignment, Collective};
 
-pub use mix::{stages, stages_from_toml, stages_to_toml};
+pub use mix::{order_step, stages, stages_from_toml, stages_to_toml};
 
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
@@ -135,9 +138,14 @@ impl Data {
         (first_step, stages): (u64, &[Stage]),
     ) -> Result<Prefetcher, Error> {
         let loader = self.loader(plan, stages)?;
-        let assignment = Assignment::new(plan.batch.micro_batches as usize, collective.degree())?;
-        let indices = assignment.of_rank(collective.rank()).map(|index| index as u64).collect();
-        Ok(Prefetcher::new(loader, first_step, indices, PREFETCH_BATCHES)?)
+        let (ramp, degree, rank) = (plan.batch.ramp(), collective.degree(), collective.rank());
+        Assignment::new(ramp.least() as usize, degree)?;
+        let of_step = move |step| {
+            let indices = (rank as u64..ramp.count(step)).step_by(degree);
+            indices.map(move |index| place(&ramp, step, index))
+        };
+        let places = (first_step..).flat_map(of_step);
+        Ok(Prefetcher::over(loader, places, PREFETCH_BATCHES)?)
     }
 
     /// The training tokens of each source, by its name.
@@ -168,6 +176,29 @@ impl Data {
         }
         Ok(windows)
     }
+}
+
+/// Where the data order has micro-batch `index` of step `step`: its step and index in it, as
+/// [`Loader::micro_batch`] takes them. Micro-batches are numbered through the run; under a ramp a step
+/// begins wherever the one before it has ended, within what would be a full step.
+pub fn place(ramp: &BatchRamp, step: u64, index: u64) -> (u64, u64) {
+    let number = ramp.before(step) + index;
+    (number / ramp.full(), number % ramp.full())
+}
+
+/// The step and the index in it of what the data order has at `place`: the inverse of [`place`].
+pub fn step_of(ramp: &BatchRamp, (step, index): (u64, u64)) -> (u64, u64) {
+    let number = step * ramp.full() + index;
+    // Steps of a ramp have fewer micro-batches, so it is this step or a later one.
+    let (mut low, mut high) = (step, step + 1);
+    while ramp.before(high) <= number {
+        (low, high) = (high, high + (high - step));
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if ramp.before(middle) <= number { low = middle } else { high = middle }
+    }
+    (low, number - ramp.before(low))
 }
 
 fn packing(plan: &Plan) -> Packing {

@@ -92,7 +92,7 @@ fn sums(
         let loss = loss_sum(layers, &tokens, traffic)?.double_value(&[]);
         if index < round.end {
             mine.loss.add(loss);
-            mine.num_tokens += tokens.num_targets;
+            mine.num_tokens += tokens.num_targets();
         }
     }
     Ok(Some(mine.over_ranks(world)?))

@@ -151,7 +151,7 @@ pub fn micro_step(
     clock: &mut Clock,
 ) -> Result<Tensor, grove_parallel::Error> {
     let Layers { model, compute, units } = layers;
-    let segments = tokens.segments.as_ref();
+    let segments = tokens.segments.as_deref();
     let pass = model.pass(compute, tokens.shape(), segments);
     let num_blocks = units.len() - 2;
     let mut visits = forward_visits(model);
@@ -172,7 +172,7 @@ pub fn micro_step(
     }
     walk.clock.note_activations(|| saved.iter().map(|kept| kept.bytes()).sum());
 
-    let (loss_sum, mut dx, output) = head(&mut walk, &x, &tokens.targets, round)?;
+    let (loss_sum, mut dx, output) = head(&mut walk, &x, tokens, round)?;
     drop(x);
 
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks).rev() {
@@ -194,7 +194,7 @@ pub fn micro_step(
 fn head(
     walk: &mut Walk<'_, '_>,
     x: &Tensor,
-    targets: &Tensor,
+    tokens: &Tokens,
     round: Round,
 ) -> Result<(Tensor, Tensor, Option<Tensor>), grove_parallel::Error> {
     let Layers { model, compute, units } = walk.layers;
@@ -222,7 +222,8 @@ fn head(
         norm: grads_of(last, &norm_gradient),
         output: grads_of(output, &output_gradient),
     };
-    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, targets);
+    let labels = (&tokens.targets, tokens.draws.as_ref());
+    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, labels);
     walk.release(last);
     walk.release(output);
     walk.reduce(&units[last], norm_gradient, round)?;
@@ -246,7 +247,7 @@ fn backward_embedding(
     };
     let accumulate = Accumulate::Overwrite;
     let grads = Grads { layout: &units[0].layout, flat: &gradient, accumulate };
-    let positions = model.positions(tokens.segments.as_ref());
+    let positions = model.positions(tokens.segments.as_deref());
     embedding::backward(compute, &grads, token_grads, (&tokens.inputs, dx), positions);
     walk.reduce(&units[0], gradient, round)
 }
@@ -264,7 +265,7 @@ pub fn loss_sum(
     traffic: &mut Traffic<'_>,
 ) -> Result<Tensor, grove_parallel::Error> {
     let Layers { model, compute, .. } = layers;
-    let inputs = (&tokens.inputs, tokens.segments.as_ref());
+    let inputs = (&tokens.inputs, tokens.segments.as_deref());
     with_head(layers, inputs, traffic, |weights, x| {
         model.head.loss(compute, weights, &x, &tokens.targets)
     })

@@ -138,7 +138,8 @@ impl At {
             (None, None) => None,
         };
         let ranks = self.ranks.unwrap_or(1);
-        let assignment = Assignment::new(plan.batch.micro_batches as usize, ranks)?;
+        let ramp = plan.batch.ramp();
+        let assignment = Assignment::new(ramp.count(step) as usize, ranks)?;
         if let Some(rank) = self.rank {
             ensure!(rank < ranks, "--rank {rank} is not one of --ranks {ranks}; use 0 to {}", {
                 ranks - 1
@@ -146,9 +147,10 @@ impl At {
         }
         for rank in (0..ranks).filter(|&rank| self.rank.is_none_or(|wanted| wanted == rank)) {
             for index in assignment.of_rank(rank) {
-                let tokens = loader.micro_batch(step, index as u64)?.tokens;
+                let (at, number) = corpus::place(&ramp, step, index as u64);
+                let tokens = loader.micro_batch(at, number)?.tokens;
                 let rows = tokens.chunks(plan.batch.sequence_length + 1);
-                for (receipt, row) in loader.receipt(step, index as u64)?.iter().zip(rows) {
+                for (receipt, row) in loader.receipt(at, number)?.iter().zip(rows) {
                     writeln!(
                         out,
                         "step {}, micro-batch {index} (rank {rank}), row {}: source {}, epoch {}",
@@ -194,18 +196,16 @@ impl Seen {
         let (plan, data, loader) = self.run.open()?;
         let (source, document) = self.find(&data)?;
         let until = self.until.unwrap_or(plan.run.steps);
-        let sightings = loader.seen(&source, document, 0..until)?;
-        for sighting in &sightings {
-            writeln!(
-                out,
-                "step {}, micro-batch {}, row {}: tokens {:?}",
-                sighting.step + 1,
-                sighting.micro_batch,
-                sighting.row,
-                sighting.tokens,
-            )?;
+        let ramp = plan.batch.ramp();
+        let mut count = 0;
+        for sighting in loader.seen(&source, document, 0..corpus::order_step(&plan, until))? {
+            let (step, index) = corpus::step_of(&ramp, (sighting.step, sighting.micro_batch));
+            if step < until {
+                let (step, row, tokens) = (step + 1, sighting.row, sighting.tokens);
+                writeln!(out, "step {step}, micro-batch {index}, row {row}: tokens {tokens:?}")?;
+                count += 1;
+            }
         }
-        let count = sightings.len();
         writeln!(out, "document {document} of {source}: {count} time(s) in steps 1 to {until}")?;
         Ok(())
     }
@@ -249,7 +249,7 @@ impl Stats {
         };
         let run = Run { config: config.clone(), overrides: self.overrides.clone() };
         let (plan, data, loader) = run.open()?;
-        let reports = loader.mixture().report(plan.run.steps);
+        let reports = loader.mixture().report(corpus::order_step(&plan, plan.run.steps));
         for ((name, source), report) in data.training_sources().zip(reports) {
             writeln!(out, "{name}:")?;
             describe(out, source, plan.batch.sequence_length as u64 + 1)?;

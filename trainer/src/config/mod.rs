@@ -32,10 +32,11 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, Packing, ParallelPlan, Plan, Recompute,
-    Reduction, Rule, RunPlan, SamplePlan, Schedule, SourcePlan, StagePlan, StateDtype, Tokenizer,
-    Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
+    EvalPlan, Group, GroupPlan, Home, MemoryPlan, MetricsPlan, OnChange, OptimPlan, Packing,
+    ParallelPlan, PhaseMode, Plan, Probe, ProfilePlan, Recompute, Reduction, Rule, RuleName,
+    RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, SourcePlan, StagePlan, StateDtype,
+    Tokenizer, Validation,
 };
 use run_config::RunConfig;
 

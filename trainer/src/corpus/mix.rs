@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DataSource, Plan};
 
-/// The stages of a run. What it drew before `step`, as `recorded` by its checkpoint, stays; from
-/// there on the plan's weights hold. A run that starts has nothing recorded.
+/// The stages of a run, at steps of the data order (see [`super::place`]). What the run drew before
+/// `step`, as `recorded` by its checkpoint, stays; from there on the plan's weights hold. A run that
+/// starts has nothing recorded.
 pub fn stages(plan: &Plan, recorded: &[Stage], step: u64) -> Vec<Stage> {
-    let planned = planned(plan);
+    let (planned, step) = (planned(plan), order_step(plan, step));
     if recorded.is_empty() || step == 0 {
         return planned;
     }
@@ -32,10 +33,20 @@ pub fn stages(plan: &Plan, recorded: &[Stage], step: u64) -> Vec<Stage> {
 fn planned(plan: &Plan) -> Vec<Stage> {
     let DataSource::Sources(sources) = &plan.data.source else { return Vec::new() };
     let weights = sources.iter().map(|source| (source.name.clone(), source.weight)).collect();
-    let later = plan.data.stages.iter();
-    let later =
-        later.map(|stage| Stage { first_step: stage.from_step, weights: stage.weights.clone() });
-    std::iter::once(Stage { first_step: 0, weights }).chain(later).collect()
+    let mut stages = vec![Stage { first_step: 0, weights }];
+    for stage in &plan.data.stages {
+        let (first_step, weights) = (order_step(plan, stage.from_step), stage.weights.clone());
+        // Of stages that a ramp brings to one step the last holds.
+        stages.retain(|before| before.first_step < first_step);
+        stages.push(Stage { first_step, weights });
+    }
+    stages
+}
+
+/// The first step of the data order that step `step` of the run, or a later one, begins with.
+pub fn order_step(plan: &Plan, step: u64) -> u64 {
+    let ramp = plan.batch.ramp();
+    ramp.before(step).div_ceil(ramp.full())
 }
 
 /// Stages as the state of a run records them: TOML, whose numbers are read back bit for bit.

@@ -65,7 +65,7 @@ impl PlainModel {
         let bias = (self.spec.norm == NormKind::Layer).then_some(1);
         let h = self.norm(&named, NormIndex { weight: 0, bias }, &x);
         let output = if self.spec.tied { table } else { named.get(unit.params.len() - 1) };
-        h.matmul(&output.tr())
+        (h * self.spec.scaling.logits()).matmul(&output.tr())
     }
 
     /// The summed cross-entropy of `tokens[:, 1..]` given what precedes each.
@@ -74,11 +74,27 @@ impl PlainModel {
     /// - `tokens`: `[B, S + 1]` i64; returns a scalar
     pub fn loss_sum(&self, weights: &NamedWeights, tokens: &Tensor) -> Tensor {
         let length = tokens.size()[1] - 1;
-        let logits = self.logits(weights, &tokens.narrow(1, 0, length));
         let targets = tokens.narrow(1, 1, length).reshape([-1]);
+        self.loss_sum_in_segments(weights, (&tokens.narrow(1, 0, length), &targets), None)
+    }
+
+    /// The summed cross-entropy of the targets that count, in rows that may be cut.
+    ///
+    /// # Shapes
+    /// - `inputs`: `[B, S]` i64, `targets`: `[B * S]` i64, -100 for none; returns a scalar
+    pub fn loss_sum_in_segments(
+        &self,
+        weights: &NamedWeights,
+        (inputs, targets): (&Tensor, &Tensor),
+        segments: Option<&Segments>,
+    ) -> Tensor {
+        let logits = match segments {
+            None => self.logits(weights, inputs),
+            Some(segments) => self.logits_in_segments(weights, inputs, segments),
+        };
         let no_class_weights = None::<&Tensor>;
         logits.view([-1, self.spec.vocab_size as i64]).cross_entropy_loss(
-            &targets,
+            targets,
             no_class_weights,
             tch::Reduction::Sum,
             -100,
@@ -89,7 +105,9 @@ impl PlainModel {
     fn block(&self, named: &Named<'_>, x: &Tensor, segments: &Segments) -> Tensor {
         let h = self.norm(named, self.block.norm_attention, x);
         let qkv = named.project(&self.block.qkv, &h);
-        let x = x + named.project(&self.block.output, &self.attention(&qkv, segments));
+        let residual = self.spec.scaling.residual();
+        let attended = self.attention(&qkv, segments);
+        let x = x + named.project(&self.block.output, &attended) * residual;
         let h = self.norm(named, self.block.norm_mlp, &x);
         let up = named.project(&self.block.up, &h);
         let act = match self.spec.mlp {
@@ -99,7 +117,7 @@ impl PlainModel {
             }
             Mlp::Gelu => up.gelu("tanh"),
         };
-        x + named.project(&self.block.down, &act)
+        x + named.project(&self.block.down, &act) * residual
     }
 
     fn norm(&self, named: &Named<'_>, index: NormIndex, x: &Tensor) -> Tensor {
@@ -125,8 +143,7 @@ impl PlainModel {
             (q, keys) = (rotate(&q, &positions, theta), rotate(&keys, &positions, theta));
         }
         let spread = |t: &Tensor| t.repeat_interleave_self_int(n / k, 1, None);
-        let scale = (self.spec.head_dim as f64).sqrt();
-        let scores = q.matmul(&spread(&keys).transpose(2, 3)) / scale;
+        let scores = q.matmul(&spread(&keys).transpose(2, 3)) * self.spec.scaling.attention;
         let hidden = segments.hidden();
         let weights = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, q.kind());
         weights.matmul(&spread(&values)).transpose(1, 2).reshape([b, s, -1])

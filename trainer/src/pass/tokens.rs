@@ -1,5 +1,7 @@
 //! A micro-batch as the layers take it.
 
+use std::rc::Rc;
+
 use grove_data::Batch;
 use tch::Tensor;
 
@@ -23,10 +25,12 @@ pub struct Tokens {
     pub inputs: Tensor,
     /// `[B * S]` i64: what follows each input; [`IGNORED_TARGET`] where that does not count.
     pub targets: Tensor,
-    /// Targets that count.
-    pub num_targets: u64,
     /// Where rows are cut; `None` if each is one segment.
-    pub segments: Option<Segments>,
+    pub segments: Option<Rc<Segments>>,
+    /// `[B * S]` f64 in `[0, 1)`: numbers by which to draw labels from the model's own predictions,
+    /// to take the gradient against in place of the targets that count.
+    pub draws: Option<Tensor>,
+    num_targets: u64,
 }
 
 impl Tokens {
@@ -40,7 +44,8 @@ impl Tokens {
         let length = rows.size()[1] - 1;
         let place = |first| rows.narrow(1, first, length).contiguous().to_device(compute.device);
         let (inputs, targets) = (place(0), place(1).view(-1));
-        Self { num_targets: targets.numel() as u64, inputs, targets, segments: None }
+        let num_targets = targets.numel() as u64;
+        Self { inputs, targets, segments: None, draws: None, num_targets }
     }
 
     /// The tokens of a batch, in which targets that its mask leaves out do not count, and, as
@@ -56,9 +61,25 @@ impl Tokens {
         let is_cut = batch.segment_starts.len() > batch.batch_size;
         if is_cut && documents == Documents::Apart {
             let starts = &batch.segment_starts;
-            tokens.segments = Some(Segments::new(compute.device, tokens.shape(), starts));
+            tokens.segments = Some(Rc::new(Segments::new(compute.device, tokens.shape(), starts)));
         }
         tokens
+    }
+
+    /// The same tensors, without draws.
+    pub fn shallow_clone(&self) -> Self {
+        Self {
+            inputs: self.inputs.shallow_clone(),
+            targets: self.targets.shallow_clone(),
+            segments: self.segments.clone(),
+            draws: None,
+            num_targets: self.num_targets,
+        }
+    }
+
+    /// Targets that count.
+    pub fn num_targets(&self) -> u64 {
+        self.num_targets
     }
 
     /// `(B, S)`.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use grove_optim::BatchRamp;
+
 use super::super::error::ConfigError;
 use super::super::plan::{
     BatchPlan, DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation,
@@ -184,11 +186,21 @@ fn first_step(
     batch: &BatchPlan,
     (key, problems): (&str, &mut Problems),
 ) -> u64 {
-    let sequences = (batch.micro_batch_size as u64).saturating_mul(batch.micro_batches);
-    let per_step = sequences.saturating_mul(batch.sequence_length as u64).max(1);
+    let each = (batch.micro_batch_size as u64).saturating_mul(batch.sequence_length as u64).max(1);
     match (stage.from_step, stage.from_tokens) {
         (Some(step), None) => step,
-        (None, Some(tokens)) => tokens.div_ceil(per_step),
+        (None, Some(tokens)) => {
+            let (first, full) =
+                (batch.ramp_from.unwrap_or(batch.micro_batches), batch.micro_batches);
+            let ramp = BatchRamp::new(first, full, batch.ramp_steps);
+            // A ramp that cannot be is refused elsewhere.
+            let ramp = ramp.unwrap_or_else(|_| BatchRamp::constant(full.max(1)));
+            let (count, ramped) = (tokens.div_ceil(each), ramp.before(batch.ramp_steps));
+            let in_ramp = (0..batch.ramp_steps).find(|&step| ramp.before(step) >= count);
+            in_ramp.unwrap_or_else(|| {
+                batch.ramp_steps + count.saturating_sub(ramped).div_ceil(ramp.full())
+            })
+        }
         (step, _) => {
             let found = if step.is_some() { "set beside from_tokens" } else { "not set" };
             let remedy = "set one of from_step and from_tokens";
