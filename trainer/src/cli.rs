@@ -1,6 +1,7 @@
 //! The command line: what `grove` can be asked, and the answers.
 
 mod ckpt;
+mod coordinates;
 mod exchange;
 mod shown;
 
@@ -12,6 +13,8 @@ use clap::{Args, Parser, Subcommand};
 use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
+
+pub use coordinates::Coordcheck;
 
 use crate::beacon::LastSeen;
 use crate::config::{self, Plan};
@@ -48,6 +51,8 @@ pub enum Command {
     Eval(Eval),
     /// Say what a rank was doing when it was killed.
     Lost(Lost),
+    /// Say how large activations become at several widths.
+    Coordcheck(Coordcheck),
     /// Turn a Hugging Face folder or a GGUF file into a checkpoint.
     Import(Import),
     /// Turn a checkpoint into a Hugging Face folder.

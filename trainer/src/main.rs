@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Sample(command) => command.run(out),
         Command::Eval(command) => command.run(out),
         Command::Lost(command) => command.run(out),
+        Command::Coordcheck(command) => command.run(out),
         Command::Import(command) => command.run(out),
         Command::Export(command) => command.run(out),
         Command::Ckpt(command) => command.run(out),

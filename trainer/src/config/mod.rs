@@ -31,9 +31,10 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, InitPlan, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute,
-    Reduction, Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
+    EvalPlan, Group, GroupPlan, Home, InitPlan, MemoryPlan, MetricsPlan, OnChange, OptimPlan,
+    ParallelPlan, PhaseMode, Plan, Probe, ProfilePlan, Recompute, Reduction, Rule, RuleName,
+    RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, StateDtype, Tokenizer, Validation,
 };
 use run_config::RunConfig;
 
