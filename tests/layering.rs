@@ -19,6 +19,8 @@ const ORDER: &[&[&str]] = &[
         "peak",
         "device",
         "backend",
+        "guard",
+        "watchdog",
         "error",
     ],
     &["sharding"],
@@ -26,11 +28,12 @@ const ORDER: &[&[&str]] = &[
     &["residents", "gradients", "spare", "step_numbers"],
     &["update", "pass", "eval_point", "curvature"],
     &["step"],
-    &["recipe", "corpus", "eval", "sample", "report"],
+    &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving"],
-    &["folder", "loaded", "coordinates", "starting"],
+    &["folder", "loaded", "coordinates", "replay", "starting"],
     &["run"],
     &["cli"],
+    &["job"],
     &["lib", "main"],
 ];
 

@@ -3,6 +3,7 @@
 mod ckpt;
 mod coordinates;
 mod exchange;
+mod replay;
 mod shown;
 
 use std::io::Write;
@@ -53,6 +54,8 @@ pub enum Command {
     Lost(Lost),
     /// Say how large activations become at several widths.
     Coordcheck(Coordcheck),
+    /// Do a step that went wrong again, and look for what spoiled it.
+    Replay(replay::Replay),
     /// Turn a Hugging Face folder or a GGUF file into a checkpoint.
     Import(Import),
     /// Turn a checkpoint into a Hugging Face folder.
@@ -91,6 +94,18 @@ pub struct Train {
     /// Continue from the run's newest checkpoint, if it has one.
     #[arg(long)]
     pub resume: bool,
+}
+
+impl Train {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// As [`Configured::plan`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.configured.plan()?;
+        plan.checkpoint.resume |= self.resume;
+        Ok(plan)
+    }
 }
 
 /// `grove lost`.

@@ -33,10 +33,7 @@ pub fn start(plan: &Plan, compute: &Compute, state: &mut RunState) -> Result<(),
     if !differences.is_empty() {
         return Err(Error::OtherModel { from: Path::new(from).to_owned(), differences });
     }
-    state.units.iter().try_for_each(|unit| fill_masters(unit, &source))?;
-    state.restart_optimizer();
-    state.round_masters();
-    Ok(())
+    state.start_from(|unit| fill_masters(unit, &source))
 }
 
 /// The keys in which two models differ, each as `key: the first's, here the second's`.

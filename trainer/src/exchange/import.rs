@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::convert::{convert, count_not_finite};
 use super::{Error, Source};
 use crate::checkpoint::{self, Contents, Dtype, RunStateRecord, TensorRecord, TensorSpec};
+use crate::guard::GuardRecord;
 use crate::model::config::Precision;
 
 /// Writes a source as a checkpoint of step 0 into the new folder `out`: fp32 weights, fp32
@@ -69,6 +70,7 @@ fn run_state(specs: &[TensorSpec]) -> RunStateRecord {
         data_fingerprint: String::new(),
         plan_toml: String::new(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        guard: GuardRecord::default(),
     }
 }
 
