@@ -2,7 +2,7 @@
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
 //! same; `curvature` compares estimates with exact derivatives, `coordinates` one width with another;
-//! `families`, `rules`, `resume` and `faults` run the program, `hosts` on two hosts; `cli` checks what
+//! `families`, `rules`, `resume`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
@@ -11,6 +11,7 @@ mod curvature;
 mod families;
 mod faults;
 mod fixture;
+mod guard;
 mod hosts;
 mod layering;
 mod parity;
@@ -19,4 +20,5 @@ mod ranks;
 mod recompute;
 mod resume;
 mod rules;
+mod watchdog;
 mod zero;

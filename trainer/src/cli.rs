@@ -1,6 +1,7 @@
 //! The command line: what `grove` can be asked, and the answers.
 
 mod coordinates;
+mod replay;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub enum Command {
     Lost(Lost),
     /// Say how large activations become at several widths.
     Coordcheck(Coordcheck),
+    /// Do a step that went wrong again, and look for what spoiled it.
+    Replay(replay::Replay),
     /// Look at checkpoints.
     #[command(subcommand)]
     Ckpt(Ckpt),
@@ -82,6 +85,18 @@ pub struct Train {
     /// Continue from the run's newest checkpoint, if it has one.
     #[arg(long)]
     pub resume: bool,
+}
+
+impl Train {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// As [`Configured::plan`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.configured.plan()?;
+        plan.checkpoint.resume |= self.resume;
+        Ok(plan)
+    }
 }
 
 /// `grove lost`.

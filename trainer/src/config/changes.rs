@@ -8,7 +8,7 @@ use super::layers::flatten;
 use super::plan::{OnChange, Plan};
 
 /// Keys and tables that may change over a resume: where results go, how often things are reported,
-/// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
+/// how the same numbers are computed (to rounding), and what happens when something goes wrong. All others have a meaning, new keys too
 /// until they are added here.
 const HARMLESS: &[&str] = &[
     "device",
@@ -17,6 +17,8 @@ const HARMLESS: &[&str] = &[
     "parallel.",
     "eval.",
     "checkpoint.",
+    "guard.",
+    "watchdog.",
     "metrics.",
     "profile.",
     "sample.",

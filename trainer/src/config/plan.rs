@@ -1,6 +1,7 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod guard;
 mod optim;
 mod schedule;
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 
@@ -44,6 +46,12 @@ pub struct Plan {
     pub eval: Option<EvalPlan>,
     /// Checkpoints.
     pub checkpoint: CheckpointPlan,
+    /// What happens at a step that goes wrong.
+    #[serde(default)]
+    pub guard: GuardPlan,
+    /// What happens when a rank hangs.
+    #[serde(default)]
+    pub watchdog: WatchdogPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
     /// Which steps are traced.

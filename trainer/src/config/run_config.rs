@@ -8,8 +8,8 @@ use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, PhaseMode, Probe, Recompute, Reduction, RuleName,
-    ScheduleUnit, StateDtype, Tokenizer,
+    Backend, DecayShape, Device, Home, OnChange, PhaseMode, Policy, Probe, Recompute, Reduction,
+    RuleName, ScheduleUnit, StateDtype, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -40,6 +40,10 @@ pub(super) struct RunConfig {
     pub(super) eval: EvalTable,
     #[serde(default)]
     pub(super) checkpoint: CheckpointTable,
+    #[serde(default)]
+    pub(super) guard: GuardTable,
+    #[serde(default)]
+    pub(super) watchdog: WatchdogTable,
     #[serde(default)]
     pub(super) metrics: MetricsTable,
     #[serde(default)]
@@ -234,6 +238,27 @@ pub(super) struct CheckpointTable {
     pub(super) every: Option<u64>,
     pub(super) keep_last: Option<u64>,
     pub(super) resume: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuardTable {
+    pub(super) non_finite: Option<Policy>,
+    pub(super) spike_zscore: Option<f64>,
+    pub(super) spike: Option<Policy>,
+    pub(super) spike_window: Option<usize>,
+    pub(super) max_trips: Option<u64>,
+    pub(super) snapshot_every: Option<u64>,
+    pub(super) exclude_steps: Option<Vec<u64>>,
+    pub(super) black_box: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WatchdogTable {
+    pub(super) stall_seconds: Option<f64>,
+    pub(super) beat_seconds: Option<f64>,
+    pub(super) address: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

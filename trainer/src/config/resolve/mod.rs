@@ -1,6 +1,7 @@
 //! From a configuration as written to a plan: defaults, derived numbers, and every rule between
 //! values.
 
+mod guard;
 mod model;
 mod optim;
 mod schedule;
@@ -64,6 +65,8 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             batches: config.eval.batches.unwrap_or(0),
         }),
         checkpoint: checkpoint(config, &mut problems),
+        guard: guard::guard(&config.guard, &mut problems),
+        watchdog: guard::watchdog(&config.watchdog, &mut problems),
         metrics: metrics(config, &mut problems),
         profile: profile(config, &mut problems),
         sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
