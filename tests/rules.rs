@@ -167,6 +167,29 @@ fn another_rule_is_refused_with_both_names_or_starts_anew() {
 }
 
 #[test]
+fn another_rule_goes_on_from_the_average() {
+    const NAME: &str = "model.layers.0.self_attn.o_proj.weight";
+    let program = Program::new();
+    let short = ["precision=fp32", "optim.weight_decay=0", "checkpoint.keep_last=9"];
+    let first = ["optim.rule=schedule_free", "optim.lr=2e-2", "schedule.kind=constant"];
+    program.train(1, &[&short[..], &first, &["run.steps=10"]].concat());
+    let open = |step: u64| {
+        let folder = program.path(&format!("run/checkpoints/step-{step:08}"));
+        Checkpoint::open(&folder).expect("a checkpoint")
+    };
+    let average = values(open(10).model(), NAME);
+    let masters = values(open(10).masters(), NAME);
+    // The next step takes 1e-6 at most.
+    let next = ["schedule.kind=constant", "optim.lr=1e-6", "optim.on_change=reset"];
+    let next = [&next[..], &["run.steps=11", "checkpoint.resume=true"]].concat();
+    program.train(1, &[&short[..], &next].concat());
+    let moved = values(open(11).masters(), NAME);
+    let far =
+        |from: &[f32]| moved.iter().zip(from).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+    assert!(far(&average) < 1e-4 && far(&masters) > 1e-3, "{} {}", far(&average), far(&masters));
+}
+
+#[test]
 fn a_ramp_takes_the_data_in_order_and_counts_its_tokens() {
     let program = Program::new();
     let ramp = ["batch.ramp_steps=4", "batch.ramp_from=1", "batch.micro_batches=4"];
