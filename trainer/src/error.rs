@@ -55,6 +55,15 @@ pub enum Error {
         /// Steps done.
         done: u64,
     },
+    /// No token of a step counts.
+    #[error(
+        "step {step}: none of its tokens is a target that counts, so that there is no loss; \
+         expected a target in some row; use larger batches, another data.packing, or longer documents"
+    )]
+    NoTargets {
+        /// The step, from 1.
+        step: u64,
+    },
     /// The config asks for CUDA and there is none.
     #[error("device = \"cuda\", but {reason}; use device = \"auto\" or \"cpu\", or {remedy}")]
     NoCuda {
@@ -141,6 +150,17 @@ pub enum Error {
         /// The file's fingerprint.
         found: String,
     },
+    /// The record of a mixture's weights is not one.
+    #[error(
+        "{checkpoint}: data_stages of its run state cannot be read: {message}; expected what this \
+         version writes; resume from an earlier checkpoint"
+    )]
+    DamagedStages {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// The parser's message.
+        message: String,
+    },
     /// A run to be resumed has checkpoints, and none can be used.
     #[error(
         "run.dir {dir} has no checkpoint that can be used:\n{}\nrestore one, or remove them to \
@@ -215,6 +235,21 @@ pub enum Error {
     /// The checkpoint module's.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// The exchange module's.
+    #[error(transparent)]
+    Exchange(#[from] crate::exchange::Error),
+    /// The weights to start from are of another model.
+    #[error(
+        "{from} (init.from) is another model than [model] says; these keys differ:\n{}\nmake \
+         [model] equal to it",
+        .differences.iter().map(|d| format!("  {d}")).collect::<Vec<_>>().join("\n")
+    )]
+    OtherModel {
+        /// What the weights were to come from.
+        from: PathBuf,
+        /// One line for each key.
+        differences: Vec<String>,
+    },
     /// The config module's.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
@@ -239,6 +274,7 @@ impl Error {
         matches!(
             self,
             Self::Tripped { .. }
+                | Self::NoTargets { .. }
                 | Self::ExcludedTooLate { .. }
                 | Self::RewindLost { .. }
                 | Self::NotSaved { .. }

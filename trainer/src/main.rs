@@ -23,11 +23,15 @@ fn main() -> ExitCode {
             command.plan().and_then(|plan| Ok(write!(out, "{}", plan.to_toml())?))
         }
         Command::Tokenize(command) => command.run(out),
+        Command::Tokenizer(command) => command.run(out),
+        Command::Data(command) => command.run(out),
         Command::Sample(command) => command.run(out),
         Command::Eval(command) => command.run(out),
         Command::Lost(command) => command.run(out),
         Command::Coordcheck(command) => command.run(out),
         Command::Replay(command) => command.run(out),
+        Command::Import(command) => command.run(out),
+        Command::Export(command) => command.run(out),
         Command::Ckpt(command) => command.run(out),
     };
     match done {

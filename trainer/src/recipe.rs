@@ -20,6 +20,7 @@ use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::plain::PlainModel;
 use crate::model::scaling::Scaling;
+use crate::pass::Documents;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
@@ -44,6 +45,10 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         guard: guard::Rules::new(&plan.guard),
         ramp: plan.batch.ramp(),
         degree,
+        documents: match plan.data.mask_documents {
+            Some(true) => Documents::Apart,
+            Some(false) | None => Documents::Together,
+        },
     })
 }
 

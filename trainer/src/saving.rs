@@ -21,6 +21,15 @@ use crate::model::units::ParamSpec;
 use crate::sharding::Sharding;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
 
+/// What a checkpoint records of the data.
+#[derive(Clone, Debug)]
+pub struct DataRecord {
+    /// Identifies the training tokens.
+    pub fingerprint: String,
+    /// A mixture's weights as TOML; empty where there is none.
+    pub stages: String,
+}
+
 /// The state of all ranks in this rank's host memory.
 #[derive(Debug)]
 pub struct WholeState {
@@ -61,7 +70,7 @@ pub fn save(
     plan: &Plan,
     state: &RunState,
     (whole, rules): (&WholeState, &Rules),
-    fingerprint: &str,
+    data: &DataRecord,
 ) -> Result<PathBuf, Error> {
     let hosts = &whole.units;
     let mut model = Vec::new();
@@ -89,7 +98,8 @@ pub fn save(
         total_flops: state.flops,
         seed: plan.seed,
         parameter_steps,
-        data_fingerprint: fingerprint.to_owned(),
+        data_fingerprint: data.fingerprint.clone(),
+        data_stages: data.stages.clone(),
         plan_toml: plan.to_toml(),
         guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),

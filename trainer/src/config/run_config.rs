@@ -1,5 +1,6 @@
 //! A run as the user wrote it: the TOML file's tables, with nothing filled in.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -8,8 +9,8 @@ use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, PhaseMode, Policy, Probe, Recompute, Reduction,
-    RuleName, ScheduleUnit, StateDtype, Tokenizer,
+    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Recompute,
+    Reduction, RuleName, ScheduleUnit, StateDtype, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -25,6 +26,8 @@ pub(super) struct RunConfig {
     pub(super) device: Option<Device>,
     pub(super) run: RunTable,
     pub(super) model: ModelTable,
+    #[serde(default)]
+    pub(super) init: InitTable,
     #[serde(default)]
     pub(super) data: DataTable,
     pub(super) batch: BatchTable,
@@ -123,12 +126,43 @@ pub(super) enum Family {
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct InitTable {
+    pub(super) from: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct DataTable {
     pub(super) tokens: Option<PathBuf>,
     pub(super) text: Option<PathBuf>,
+    pub(super) sources: Option<Vec<SourceTable>>,
+    pub(super) stages: Option<Vec<StageTable>>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) validation_fraction: Option<f64>,
     pub(super) validation_tokens: Option<PathBuf>,
+    pub(super) packing: Option<Packing>,
+    pub(super) mask_documents: Option<bool>,
+}
+
+/// A table of `data.sources`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceTable {
+    pub(super) name: String,
+    pub(super) tokens: PathBuf,
+    pub(super) weight: Option<f64>,
+    pub(super) max_epochs: Option<f64>,
+    pub(super) validation_fraction: Option<f64>,
+    pub(super) validation_tokens: Option<PathBuf>,
+}
+
+/// A table of `data.stages`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StageTable {
+    pub(super) from_step: Option<u64>,
+    pub(super) from_tokens: Option<u64>,
+    pub(super) weights: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -23,6 +23,10 @@ pub(super) enum Kind {
     Tokenizer,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// Numbers by name.
+    Weights,
+    /// An array of tables with these keys, whose paths are their names alone.
+    Tables(&'static [Key]),
 }
 
 /// When a key takes effect.
@@ -38,6 +42,12 @@ pub(super) enum Applies {
     Schedule(&'static [&'static str]),
     /// With a part of the data kept for validation.
     Validation,
+    /// Without `data.sources`, whose tables have keys of their own for this.
+    OneSource,
+    /// With `data.sources`.
+    Mixture,
+    /// With a `data.packing` that minds documents.
+    Documents,
     /// With `sample.tokens` above 0.
     Sampling,
     /// With samples drawn at random, not by the largest logit.
@@ -67,7 +77,7 @@ pub(super) enum Applies {
 }
 
 /// One key of the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     /// The full path, such as `optim.lr`.
     pub(super) path: &'static str,
@@ -103,10 +113,13 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, DecayShape, Family, GoesOn, Mode, OwnHead, Parametrization, Phase, Ramp,
-    RandomSampling, Rewinds, Rule, Sampling, Schedule, Spikes, Validation,
+    Biases, Decay, DecayShape, Documents, Family, GoesOn, Mixture, Mode, OneSource, OwnHead,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, Rule, Sampling, Schedule, Spikes,
+    Validation,
 };
-use Kind::{Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Text, Tokenizer};
+use Kind::{
+    Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Tables, Text, Tokenizer, Weights,
+};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
@@ -119,6 +132,22 @@ const RULES: &[&str] =
     &["adamw", "lion", "adamw_8bit", "lion_8bit", "sophia_g", "sophia_h", "schedule_free"];
 
 const POLICIES: &[&str] = &["stop", "skip", "rewind"];
+/// The keys of a table of `data.sources`.
+const SOURCE: &[Key] = &[
+    key("name", Text, "what stages and metrics call the source").required(),
+    key("tokens", InputPath, "a token file or folder").required(),
+    key("weight", Number, "its weight until the first stage"),
+    key("max_epochs", Number, "the epochs after which it is used no more"),
+    key("validation_fraction", Number, "the part of it kept for validation"),
+    key("validation_tokens", InputPath, "a token file for its validation"),
+];
+
+/// The keys of a table of `data.stages`.
+const STAGE: &[Key] = &[
+    key("from_step", Count, "the first step of the stage"),
+    key("from_tokens", Count, "the tokens of a run before the stage"),
+    key("weights", Weights, "the weights of the sources, by name").required(),
+];
 
 /// Every key, in the order of `configs/reference.toml`.
 #[rustfmt::skip]
@@ -156,11 +185,17 @@ pub(super) const KEYS: &[Key] = &[
     key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
     key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
 
+    key("init.from", InputPath, "a model whose weights the run starts from"),
+
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
+    key("data.sources", Tables(SOURCE), "the sources of a mixture, a table [[data.sources]] each"),
+    key("data.stages", Tables(STAGE), "later weights of a mixture, a table [[data.stages]] each").only(Mixture),
     key("data.tokenizer", Tokenizer, "\"bytes\" or a tokenizer file"),
-    key("data.validation_fraction", Number, "the part of the data kept for validation"),
-    key("data.validation_tokens", InputPath, "a token file for validation"),
+    key("data.validation_fraction", Number, "the part of the data kept for validation").only(OneSource),
+    key("data.validation_tokens", InputPath, "a token file for validation").only(OneSource),
+    key("data.packing", OneOf(&["contiguous", "contiguous_by_document", "document_aligned", "best_fit"]), "how documents are laid into rows"),
+    key("data.mask_documents", Flag, "whether documents of one row do not see each other").only(Documents),
 
     key("batch.sequence_length", Count, "the tokens of one sequence").required(),
     key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
@@ -254,8 +289,12 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 /// Pairs of which at most one key may be set.
-pub(super) const EXCLUSIVE: [(&str, &str); 2] =
-    [("data.tokens", "data.text"), ("data.validation_fraction", "data.validation_tokens")];
+pub(super) const EXCLUSIVE: [(&str, &str); 4] = [
+    ("data.tokens", "data.text"),
+    ("data.tokens", "data.sources"),
+    ("data.text", "data.sources"),
+    ("data.validation_fraction", "data.validation_tokens"),
+];
 
 /// Names that other trainers use, and the key that means the same here.
 const ALIASES: &[(&str, &str)] = &[

@@ -22,5 +22,6 @@ pub mod norm;
 pub mod plain;
 pub mod rotary;
 pub mod scaling;
+pub mod segments;
 pub mod units;
 pub mod views;
