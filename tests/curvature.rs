@@ -222,7 +222,7 @@ fn hutchinson_is_unbiased() {
         let fixture = Fixture::load(label);
         tch::set_num_threads(1);
         let exact = exact_hessian(&fixture, 12);
-        let model = PlainModel::new(&fixture.config);
+        let model = Box::new(PlainModel::new(&fixture.config));
         let mut all = Vec::new();
         for (name, found) in estimates(&fixture, Estimator::Hutchinson { probe, model }) {
             for &(index, value) in &exact[&name] {

@@ -50,7 +50,7 @@ pub enum Estimator {
         /// The distribution of the direction.
         probe: Probe,
         /// The model as one function of its weights.
-        model: PlainModel,
+        model: Box<PlainModel>,
     },
 }
 

@@ -159,7 +159,7 @@ fn curvature(plan: &Plan) -> Option<Curvature> {
                 config::Probe::Rademacher => Probe::Rademacher,
                 config::Probe::Gaussian => Probe::Gaussian,
             };
-            let model = PlainModel::new(&plan.model);
+            let model = Box::new(PlainModel::new(&plan.model));
             Some((hessian_every, Estimator::Hutchinson { probe, model }))
         }
         _ => None,

@@ -188,41 +188,24 @@ struct Obstacle {
 fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
     let word = |key, default| settings.text(key).unwrap_or(default);
     let blocked = |holds: bool, key, because: String| (!holds).then_some(Obstacle { key, because });
+    let one_of = |key, default, wanted: &[&str]| {
+        let own: &str = word(key, default);
+        blocked(wanted.contains(&own), key, format!("{key} = {own:?}"))
+    };
     match applies {
         Applies::Always => None,
-        Applies::Family(family) => {
-            let own = word("model.model_type", family);
-            blocked(own == family, "model.model_type", format!("model.model_type = {own:?}"))
-        }
-        Applies::Rule(rules) => {
-            let own = word("optim.rule", super::OptimPlan::DEFAULT_RULE);
-            blocked(rules.contains(&own), "optim.rule", format!("optim.rule = {own:?}"))
-        }
-        Applies::Schedule(kinds) => {
-            let own = word("schedule.kind", super::Schedule::DEFAULT_KIND);
-            let because = format!("schedule.kind = {own:?}");
-            blocked(kinds.contains(&own), "schedule.kind", because)
-        }
+        Applies::Family(family) => one_of("model.model_type", family, &[family]),
+        Applies::Rule(rules) => one_of("optim.rule", super::OptimPlan::DEFAULT_RULE, rules),
+        Applies::Schedule(kinds) => one_of("schedule.kind", super::Schedule::DEFAULT_KIND, kinds),
+        Applies::Parametrization(wanted) => one_of("model.parametrization", "standard", wanted),
+        Applies::Mode(wanted) => one_of("schedule.mode", "continue", &[wanted]),
+        Applies::DecayShape => one_of("schedule.weight_decay", "constant", &["linear", "cosine"]),
         Applies::OneSource | Applies::Mixture | Applies::Documents => of_data(settings, applies),
         Applies::Validation => validation(settings),
-        Applies::Parametrization(wanted) => {
-            let own = word("model.parametrization", "standard");
-            let because = format!("model.parametrization = {own:?}");
-            blocked(wanted.contains(&own), "model.parametrization", because)
-        }
-        Applies::Mode(wanted) => {
-            let own = word("schedule.mode", "continue");
-            blocked(own == wanted, "schedule.mode", format!("schedule.mode = {own:?}"))
-        }
         Applies::Phase => {
             let set = settings.by_path.contains_key("schedule.from_step");
             let because = "schedule.from_step is not set".to_owned();
             blocked(set, "schedule.from_step", because)
-        }
-        Applies::DecayShape => {
-            let own = word("schedule.weight_decay", "constant");
-            let because = format!("schedule.weight_decay = {own:?}");
-            blocked(own != "constant", "schedule.weight_decay", because)
         }
         Applies::Ramp => {
             let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);

@@ -27,6 +27,16 @@ impl OptimPlan {
     /// The rule of a file that names none.
     pub(in crate::config) const DEFAULT_RULE: &'static str = "adamw";
 
+    /// The first beta of schedule-free parameters, if there are any: by it masters and base iterates
+    /// give the average.
+    pub fn averaging(&self) -> Option<f64> {
+        let of_group = |group: &GroupPlan| match group.rule.map_or(self.rule, RuleName::usual) {
+            Rule::ScheduleFree { betas, .. } => Some(betas[0]),
+            _ => None,
+        };
+        self.groups.values().find_map(of_group)
+    }
+
     /// Whether the state of a run of this plan goes on in a run of another: the same rules, and
     /// stored alike.
     pub fn keeps_state_of(&self, other: &Self) -> bool {
