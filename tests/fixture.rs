@@ -10,6 +10,7 @@ use grove::model::compute::Compute;
 use grove::model::config::ModelConfig;
 use grove::model::decoder::{Decoder, RunOptions};
 use grove::pass::{Layers, Tokens, Traffic, micro_step};
+use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
 use grove::state::{RunState, UnitState};
 use grove_optim::{AdamWConfig, Rule, RuleConfig, StateDtype};
@@ -88,7 +89,8 @@ impl Subject {
         };
         let model = Decoder::new(&compute, &fixture.config, options);
         let home = (&Placement::alone(), Device::Cpu);
-        let state = RunState::allocate(&compute, model.units(), &adamw(), home);
+        let state =
+            RunState::allocate(&compute, model.units(), &Rules::element_wise(adamw()), home);
         let mut state = state.expect("a layout");
         for unit in &state.units {
             for place in unit.layout.params() {

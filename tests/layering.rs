@@ -10,7 +10,7 @@ const ORDER: [&[&str]; 15] = [
     &["model"],
     &["metrics"],
     &["checkpoint", "config", "signals", "beacon", "clock", "peak", "device", "backend", "error"],
-    &["sharding"],
+    &["sharding", "rules", "ownership"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
     &["update", "pass"],

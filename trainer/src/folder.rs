@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use grove_optim::Rule;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
 use crate::config::Plan;
 use crate::corpus::Data;
 use crate::error::Error;
+use crate::rules::Rules;
 use crate::saving;
 use crate::state::RunState;
 
@@ -85,7 +85,7 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
 pub fn resume(
     plan: &Plan,
     data: &Data,
-    (state, rule): (&mut RunState, &Rule),
+    (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
 ) -> Result<(), Error> {
     let saved = checkpoint.run_state();
@@ -101,5 +101,5 @@ pub fn resume(
             found: data.fingerprint.clone(),
         });
     }
-    saving::load(state, rule, checkpoint)
+    saving::load(state, rules, checkpoint)
 }

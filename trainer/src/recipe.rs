@@ -15,6 +15,8 @@ use crate::error::Error;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
+use crate::model::facts::param_facts;
+use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
@@ -33,7 +35,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
     Ok(Recipe {
         model,
         compute,
-        rule: rule(plan).build()?,
+        rules: rules(plan)?,
         groups: groups(plan),
         schedule: LrSchedule::new(schedule, plan.run.steps)?,
         clip_norm: plan.optim.clip_norm,
@@ -69,12 +71,12 @@ pub fn placement(plan: &Plan, collective: &dyn Collective) -> Placement {
 /// # Errors
 /// If the model's parameters do not make a layout.
 pub fn allocate(plan: &Plan, recipe: &Recipe, sharding: &Sharding<'_>) -> Result<RunState, Error> {
-    let Recipe { compute, model, rule, .. } = recipe;
+    let Recipe { compute, model, rules, .. } = recipe;
     let home = match plan.memory.optimizer {
         Home::Device => compute.device,
         Home::Host => Device::Cpu,
     };
-    Ok(RunState::allocate(compute, model.units(), rule, (&sharding.placement, home))?)
+    Ok(RunState::allocate(compute, model.units(), rules, (&sharding.placement, home))?)
 }
 
 fn run_options(plan: &Plan) -> RunOptions {
@@ -89,7 +91,20 @@ fn run_options(plan: &Plan) -> RunOptions {
     }
 }
 
-fn rule(plan: &Plan) -> RuleConfig {
+fn rules(plan: &Plan) -> Result<Rules, Error> {
+    let optim = &plan.optim;
+    let Some(whole) = optim.rule.whole(optim.weight_decay) else {
+        return Ok(Rules::element_wise(element_wise(plan).build()?));
+    };
+    let (rest, rest_lr_ratio) = match optim.rule.rest() {
+        Some(rest) => (rest.config(), rest.lr / optim.lr),
+        None => (AdamWConfig::default(), 1.0),
+    };
+    let rest = (RuleConfig::AdamW(rest).build()?, rest_lr_ratio);
+    Ok(Rules::whole(whole.build()?, param_facts(&plan.model), rest))
+}
+
+fn element_wise(plan: &Plan) -> RuleConfig {
     let weight_decay = plan.optim.weight_decay;
     match plan.optim.rule {
         Rule::AdamW { betas: [beta1, beta2], eps, state_dtype } => {
@@ -106,6 +121,7 @@ fn rule(plan: &Plan) -> RuleConfig {
         Rule::Lion8bit { betas: [beta1, beta2] } => {
             RuleConfig::Lion8bit(Lion8bitConfig { beta1, beta2, weight_decay })
         }
+        _ => unreachable!("the other rules need parameters whole"),
     }
 }
 

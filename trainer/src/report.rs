@@ -108,6 +108,8 @@ pub fn memory_by_category(
             memory.masters += bytes(&unit.masters);
         }
         memory.optimizer_state += unit.states.iter().map(|state| bytes(&state.flat)).sum::<u64>();
+        let owned = unit.whole.params.iter().flat_map(|param| &param.states);
+        memory.optimizer_state += owned.map(|state| bytes(&state.values)).sum::<u64>();
     }
     memory
 }

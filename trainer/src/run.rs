@@ -115,7 +115,7 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?;
+                folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?;
             }
             None => state.initialize(compute, plan.seed),
         }
@@ -263,7 +263,7 @@ impl<'a> Run<'a> {
 
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
-            let what = (whole, &self.recipe.rule);
+            let what = (whole, &self.recipe.rules);
             saving::save(self.plan, &self.state, what, &self.fingerprint)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use grove_optim::{Rule, Start, StateSpec, Storage};
+use grove_optim::{Start, StateSpec, Storage};
 use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
@@ -10,6 +10,8 @@ use tch::{Device, Kind, Tensor};
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
+use crate::ownership::{self, WholeUnit};
+use crate::rules::Rules;
 use crate::sharding::Placement;
 
 /// The flat buffers of one unit on this rank. A whole buffer has `layout.padded_numel()` elements,
@@ -35,6 +37,8 @@ pub struct UnitState {
     /// The optimizer's state: one buffer for each form of state that some parameter has, for the
     /// segments of those parameters, one after the other.
     pub states: Vec<StateBuffer>,
+    /// The parameters that their rule needs whole, with the states of those that this rank owns.
+    pub whole: WholeUnit,
 }
 
 /// A part of a parameter, with its place in this rank's buffers.
@@ -124,10 +128,14 @@ impl RunState {
     pub fn allocate(
         compute: &Compute,
         units: &[UnitSpec],
-        rule: &Rule,
+        rules: &Rules,
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
-        let units = units.iter().map(|spec| allocate_unit(compute, spec, rule, (placement, home)));
+        let owners = ownership::owners(units, rules, placement.degree);
+        let units = units
+            .iter()
+            .zip(&owners)
+            .map(|(spec, owners)| allocate_unit(compute, spec, (rules, owners), (placement, home)));
         Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
     }
 
@@ -191,6 +199,7 @@ fn allocate_working_unit(
         masters: zeros(0, compute.accumulation()),
         segments: Vec::new(),
         states: Vec::new(),
+        whole: WholeUnit::default(),
         spec: spec.clone(),
         layout,
     })
@@ -199,7 +208,7 @@ fn allocate_working_unit(
 fn allocate_unit(
     compute: &Compute,
     spec: &UnitSpec,
-    rule: &Rule,
+    (rules, owners): (&Rules, &[usize]),
     (placement, home): (&Placement, Device),
 ) -> Result<UnitState, grove_parallel::Error> {
     let layout = layout_of(spec, placement.degree)?;
@@ -215,7 +224,7 @@ fn allocate_unit(
     } else {
         zeros(own, kind, home)
     };
-    let (segments, forms) = place_segments(&layout, owned.clone(), rule);
+    let (segments, forms) = place_segments((spec, &layout), owned.clone(), rules);
     let states = forms.into_iter().map(|(spec, numel)| {
         let numel = spec.storage.num_elements(numel) as i64;
         StateBuffer { spec, flat: zeros(numel, storage_dtype(spec.storage, kind), home) }
@@ -223,18 +232,19 @@ fn allocate_unit(
     let states = states.collect();
     let summed_numel = if placement.accumulates_whole() { whole } else { own };
     let grads = zeros(summed_numel, kind, compute.device);
+    let whole = ownership::whole_unit((spec, &layout), rules, owners, placement, (kind, home));
     let spec = spec.clone();
-    Ok(UnitState { spec, layout, owned, working, grads, masters, segments, states })
+    Ok(UnitState { spec, layout, owned, working, grads, masters, segments, states, whole })
 }
 
 /// The segments of `owned` with their places in state buffers, and for each form of state how many
 /// elements of parameters have it.
 fn place_segments(
-    layout: &UnitLayout,
+    (unit, layout): (&UnitSpec, &UnitLayout),
     owned: Range<usize>,
-    rule: &Rule,
+    rules: &Rules,
 ) -> (Vec<OwnedSegment>, Vec<(StateSpec, usize)>) {
-    let specs_of = |param: usize| rule.state_specs(layout.params()[param].numel);
+    let specs_of = |param: usize| rules.state_specs(&unit.params[param]);
     // Of all parameters, so that every rank has the same buffers, if empty ones.
     let mut forms: Vec<(StateSpec, usize)> = Vec::new();
     for spec in (0..layout.params().len()).flat_map(specs_of) {

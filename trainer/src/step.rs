@@ -1,7 +1,7 @@
 //! One optimizer step: batches in, parameters updated, numbers out.
 
 use grove_data::Prefetcher;
-use grove_optim::{Groups, Rule, Schedule, clip_scale};
+use grove_optim::{Groups, Schedule, clip_scale};
 use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
@@ -12,6 +12,7 @@ use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::rules::Rules;
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step_numbers::StepNumbers;
@@ -24,8 +25,8 @@ pub struct Recipe {
     pub model: Decoder,
     /// Device, dtypes and threads.
     pub compute: Compute,
-    /// The update rule.
-    pub rule: Rule,
+    /// The update rules.
+    pub rules: Rules,
     /// Multipliers by role.
     pub groups: Groups,
     /// The learning rate of every step.
@@ -98,7 +99,7 @@ pub fn train_step(
     clock.enter(Phase::Optim);
     let lr = recipe.schedule.lr(state.step);
     let update = Update {
-        rule: &recipe.rule,
+        rules: &recipe.rules,
         groups: &recipe.groups,
         lr,
         grad_scale: clip / num_tokens_f64,

@@ -31,9 +31,11 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
+    DataSource, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan, Home, MemoryPlan,
+    MetricsPlan, MuonPlan, OptimPlan, ParallelPlan, Plan, Products, Recompute, Reduction, RestPlan,
+    Rule, RunPlan, SamplePlan, Scaling, Schedule, SoapPlan, StateDtype, StepScale, Tokenizer,
+    Validation,
 };
 use run_config::RunConfig;
 

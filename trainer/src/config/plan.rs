@@ -2,6 +2,7 @@
 //! itself a configuration, apart from its `[derived]` table.
 
 mod optim;
+mod whole;
 
 use std::path::PathBuf;
 
@@ -11,6 +12,10 @@ use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
 pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
+pub use whole::{
+    AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
+    SoapPlan, StepScale,
+};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,7 +7,10 @@ use serde::Deserialize;
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
-use super::{Backend, Device, Home, Recompute, Reduction, StateDtype, Tokenizer};
+use super::{
+    Backend, Device, Home, Products, Recompute, Reduction, Scaling, StateDtype, StepScale,
+    Tokenizer,
+};
 use crate::model::config::Precision;
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
@@ -136,8 +139,36 @@ pub(super) struct OptimTable {
     pub(super) state_dtype: Option<StateDtype>,
     pub(super) weight_decay: Option<f64>,
     pub(super) clip_norm: Option<f64>,
+    pub(super) decay_power: Option<f64>,
+    pub(super) eps1: Option<f64>,
+    pub(super) eps2: Option<f64>,
+    pub(super) clip_threshold: Option<f64>,
+    pub(super) step_scale: Option<StepScale>,
+    pub(super) beta3: Option<f64>,
+    pub(super) momentum: Option<f64>,
+    pub(super) nesterov: Option<bool>,
+    pub(super) num_iterations: Option<u64>,
+    pub(super) scaling: Option<Scaling>,
+    pub(super) products: Option<Products>,
+    pub(super) rank: Option<u64>,
+    pub(super) scale: Option<f64>,
+    pub(super) refresh_every: Option<u64>,
+    pub(super) covariance_beta: Option<f64>,
+    pub(super) max_basis_dim: Option<u64>,
+    #[serde(default)]
+    pub(super) rest: RestTable,
     #[serde(default)]
     pub(super) groups: GroupTables,
+}
+
+/// What parameters get that the rule does not take.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestTable {
+    pub(super) lr: Option<f64>,
+    pub(super) betas: Option<[f64; 2]>,
+    pub(super) eps: Option<f64>,
+    pub(super) weight_decay: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -149,6 +180,20 @@ pub(super) enum RuleName {
     AdamW8bit,
     #[serde(rename = "lion_8bit")]
     Lion8bit,
+    #[serde(untagged)]
+    Whole(WholeRuleName),
+}
+
+/// A rule that needs parameters whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum WholeRuleName {
+    Adafactor,
+    Came,
+    AdamMini,
+    Muon,
+    Galore,
+    Soap,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -90,6 +90,27 @@ use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Text, Tokenizer};
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
 
+/// Every update rule.
+const RULES: &[&str] = &[
+    "adamw",
+    "lion",
+    "adamw_8bit",
+    "lion_8bit",
+    "adafactor",
+    "came",
+    "adam_mini",
+    "muon",
+    "galore",
+    "soap",
+];
+/// Those with a pair of decay rates.
+const WITH_BETAS: &[&str] =
+    &["adamw", "lion", "adamw_8bit", "lion_8bit", "came", "adam_mini", "galore", "soap"];
+/// Those with one epsilon, beside the root of a second moment.
+const WITH_EPS: &[&str] = &["adamw", "adamw_8bit", "adam_mini", "galore", "soap"];
+/// Those that leave some parameters to AdamW.
+const WITH_REST: &[&str] = &["muon", "galore", "soap"];
+
 /// Every key, in the order of `configs/reference.toml`.
 #[rustfmt::skip]
 pub(super) const KEYS: &[Key] = &[
@@ -132,13 +153,33 @@ pub(super) const KEYS: &[Key] = &[
     key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
     key("batch.micro_batches", Count, "the micro-batches of one step, over all ranks").required(),
 
-    key("optim.rule", OneOf(&["adamw", "lion", "adamw_8bit", "lion_8bit"]), "the update rule"),
+    key("optim.rule", OneOf(RULES), "the update rule"),
     key("optim.lr", Number, "the peak learning rate"),
-    key("optim.betas", Pair, "the two decay rates of the moments"),
-    key("optim.eps", Number, "the epsilon in the denominator").only(Rule(&["adamw", "adamw_8bit"])),
+    key("optim.betas", Pair, "the two decay rates of the moments").only(Rule(WITH_BETAS)),
+    key("optim.eps", Number, "the epsilon in the denominator").only(Rule(WITH_EPS)),
     key("optim.state_dtype", OneOf(&["master", "bf16"]), "how the optimizer's state is stored").only(Rule(&["adamw", "lion"])),
     key("optim.weight_decay", Number, "the decoupled weight decay"),
     key("optim.clip_norm", Number, "the largest global gradient norm, 0 for no clipping"),
+    key("optim.decay_power", Number, "the power of the step by which the second moment forgets").only(Rule(&["adafactor"])),
+    key("optim.step_scale", OneOf(&["relative", "plain"]), "how long a step is").only(Rule(&["adafactor"])),
+    key("optim.beta3", Number, "the decay rate of the instability").only(Rule(&["came"])),
+    key("optim.eps1", Number, "the least mean squared gradient").only(Rule(&["adafactor", "came"])),
+    key("optim.eps2", Number, "the least root mean square of a parameter, or mean squared instability").only(Rule(&["adafactor", "came"])),
+    key("optim.clip_threshold", Number, "the largest root mean square of an update").only(Rule(&["adafactor", "came"])),
+    key("optim.momentum", Number, "the decay rate of the momentum").only(Rule(&["muon"])),
+    key("optim.nesterov", Flag, "whether to look one step ahead").only(Rule(&["muon"])),
+    key("optim.num_iterations", Count, "the Newton-Schulz iterations of an update").only(Rule(&["muon"])),
+    key("optim.scaling", OneOf(&["original", "match_rms_adamw"]), "how lr depends on a matrix's shape").only(Rule(&["muon"])),
+    key("optim.products", OneOf(&["master", "bf16"]), "what the iterations compute in").only(Rule(&["muon"])),
+    key("optim.rank", Count, "the singular directions of a matrix").only(Rule(&["galore"])),
+    key("optim.scale", Number, "a factor on lr").only(Rule(&["galore"])),
+    key("optim.refresh_every", Count, "the updates between two decompositions").only(Rule(&["galore", "soap"])),
+    key("optim.covariance_beta", Number, "the decay rate of the covariances").only(Rule(&["soap"])),
+    key("optim.max_basis_dim", Count, "the longest side that gets a basis").only(Rule(&["soap"])),
+    key("optim.rest.lr", Number, "the peak learning rate of what the rule does not take").only(Rule(WITH_REST)),
+    key("optim.rest.betas", Pair, "its two decay rates").only(Rule(WITH_REST)),
+    key("optim.rest.eps", Number, "its epsilon").only(Rule(WITH_REST)),
+    key("optim.rest.weight_decay", Number, "its decoupled weight decay").only(Rule(WITH_REST)),
     key("optim.groups.matrix.lr_multiplier", Number, "a factor on lr"),
     key("optim.groups.matrix.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
     key("optim.groups.embedding.lr_multiplier", Number, "a factor on lr"),

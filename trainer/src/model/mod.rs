@@ -14,6 +14,7 @@ pub mod compute;
 pub mod config;
 pub mod decoder;
 pub mod embedding;
+pub mod facts;
 pub mod head;
 pub mod init;
 mod linear;

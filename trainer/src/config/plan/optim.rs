@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::whole::{AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, SoapPlan};
+
 /// `[optim]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimPlan {
@@ -59,6 +61,19 @@ pub enum Rule {
         /// As Lion's.
         betas: [f64; 2],
     },
+    /// Shazeer and Stern 2018, arXiv:1804.04235.
+    Adafactor(AdafactorPlan),
+    /// Luo et al. 2023, arXiv:2307.02047.
+    Came(CamePlan),
+    /// Zhang et al. 2024, arXiv:2406.16793.
+    #[serde(rename = "adam_mini")]
+    AdamMini(AdamMiniPlan),
+    /// Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
+    Muon(MuonPlan),
+    /// Zhao et al. 2024, arXiv:2403.03507.
+    Galore(GalorePlan),
+    /// Vyas et al. 2024, arXiv:2409.11321.
+    Soap(SoapPlan),
 }
 
 /// How an optimizer's state is stored.

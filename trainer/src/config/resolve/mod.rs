@@ -3,6 +3,7 @@
 
 mod model;
 mod optim;
+mod whole;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

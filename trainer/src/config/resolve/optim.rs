@@ -5,26 +5,62 @@ use std::ops::Range;
 
 use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 use super::super::run_config::{GroupTables, OptimTable, RuleName, ScheduleName, ScheduleTable};
-use super::{Problems, Shown};
+use super::{Problems, Shown, whole};
 use crate::model::config::DecoderSpec;
 
 /// The range of `optim.eps` that the optimizer takes.
 const EPS: Range<f64> = 1e-30..1.0;
 
 /// The optimizer of an `[optim]` table, for the groups that the model has.
-///
-/// Lion's defaults are a third of AdamW's learning rate and three times its decay, so that their
-/// product stays (Chen et al. 2023, arXiv:2302.06675, section 5), with the betas of its language
-/// models (section 4.4).
 pub(super) fn resolve(
     table: &OptimTable,
     spec: &DecoderSpec,
     problems: &mut Problems,
 ) -> OptimPlan {
     let wanted = table.rule.unwrap_or(RuleName::AdamW);
+    let (rule, lr, weight_decay) = match wanted {
+        RuleName::Whole(wanted) => whole::resolve(table, wanted, problems),
+        _ => element_wise(table, wanted, problems),
+    };
+    problems.require_positive("optim.lr", lr, "use a number such as 3e-4");
+    problems.require_not_negative("optim.weight_decay", weight_decay, "use 0 for no decay");
+    let clip_norm = table.clip_norm.unwrap_or(1.0);
+    problems.require_not_negative("optim.clip_norm", clip_norm, "use 0 for no clipping");
+    let decays = weight_decay != 0.0 || rule.rest().is_some_and(|rest| rest.weight_decay != 0.0);
+    let groups = groups(&table.groups, spec, decays, problems);
+    for (group, plan) in &groups {
+        // Of what a rule for whole parameters does not take, all but the matrices.
+        let (lr, weight_decay, table) = match rule.rest() {
+            Some(rest) if *group != Group::Matrix => (rest.lr, rest.weight_decay, "optim.rest"),
+            _ => (lr, weight_decay, "optim"),
+        };
+        let shrink = lr * plan.lr_multiplier;
+        let shrink = shrink * weight_decay * plan.weight_decay_multiplier.unwrap_or(0.0);
+        problems.require(
+            shrink < 1.0,
+            &format!("{table}.weight_decay"),
+            Shown(weight_decay),
+            format!(
+                "times {table}.lr = {lr:?} and the multipliers of optim.groups.{} is {shrink:?}, \
+                 and a step multiplies weights by 1 - that",
+                name(*group)
+            ),
+            "make the product less than 1",
+        );
+    }
+    OptimPlan { rule, lr, weight_decay, clip_norm, groups }
+}
+
+/// A rule that looks at one element at a time, with its learning rate and weight decay.
+///
+/// Lion's defaults are a third of AdamW's learning rate and three times its decay, so that their
+/// product stays (Chen et al. 2023, arXiv:2302.06675, section 5), with the betas of its language
+/// models (section 4.4).
+fn element_wise(table: &OptimTable, wanted: RuleName, problems: &mut Problems) -> (Rule, f64, f64) {
     let (default_betas, default_lr, default_decay) = match wanted {
         RuleName::AdamW | RuleName::AdamW8bit => ([0.9, 0.95], 3e-4, 0.1),
         RuleName::Lion | RuleName::Lion8bit => ([0.95, 0.98], 1e-4, 0.3),
+        RuleName::Whole(_) => unreachable!("these are resolved apart"),
     };
     let betas = table.betas.unwrap_or(default_betas);
     let eps = table.eps.unwrap_or(1e-8);
@@ -41,6 +77,7 @@ pub(super) fn resolve(
         RuleName::Lion => Rule::Lion { betas, state_dtype },
         RuleName::AdamW8bit => Rule::AdamW8bit { betas, eps },
         RuleName::Lion8bit => Rule::Lion8bit { betas },
+        RuleName::Whole(_) => unreachable!("these are resolved apart"),
     };
     problems.require(
         betas.iter().all(|beta| (0.0..1.0).contains(beta)),
@@ -50,28 +87,7 @@ pub(super) fn resolve(
         "use numbers such as [0.9, 0.95]",
     );
     let lr = table.lr.unwrap_or(default_lr);
-    problems.require_positive("optim.lr", lr, "use a number such as 3e-4");
-    let weight_decay = table.weight_decay.unwrap_or(default_decay);
-    problems.require_not_negative("optim.weight_decay", weight_decay, "use 0 for no decay");
-    let clip_norm = table.clip_norm.unwrap_or(1.0);
-    problems.require_not_negative("optim.clip_norm", clip_norm, "use 0 for no clipping");
-    let groups = groups(&table.groups, spec, weight_decay != 0.0, problems);
-    for (group, plan) in &groups {
-        let shrink = lr * plan.lr_multiplier;
-        let shrink = shrink * weight_decay * plan.weight_decay_multiplier.unwrap_or(0.0);
-        problems.require(
-            shrink < 1.0,
-            "optim.weight_decay",
-            Shown(weight_decay),
-            format!(
-                "times optim.lr = {lr:?} and the multipliers of optim.groups.{} is {shrink:?}, \
-                 and a step multiplies weights by 1 - that",
-                name(*group)
-            ),
-            "make the product less than 1",
-        );
-    }
-    OptimPlan { rule, lr, weight_decay, clip_norm, groups }
+    (rule, lr, table.weight_decay.unwrap_or(default_decay))
 }
 
 fn groups(
