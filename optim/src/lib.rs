@@ -5,6 +5,7 @@ mod adamw;
 mod adamw_8bit;
 mod clip;
 mod column;
+mod cuda;
 mod dispatch;
 mod elements;
 mod error;
@@ -32,6 +33,7 @@ pub use clip::{
     BLOCK_ELEMENTS, LEAF_ELEMENTS, block_squared_norms, clip_scale, num_blocks, squared_norm,
     tree_sum,
 };
+pub use cuda::Kernels;
 pub use elements::{Elements, Scalars, StepNumbers, Working};
 pub use error::{Error, Result};
 pub use group::{Group, Groups, Role};
