@@ -79,6 +79,15 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn new(fixture: &Fixture, kind: Kind, recompute: Recompute) -> Self {
+        Self::with_rules(fixture, kind, recompute, &Rules::all(adamw()))
+    }
+
+    pub(crate) fn with_rules(
+        fixture: &Fixture,
+        kind: Kind,
+        recompute: Recompute,
+        rules: &Rules,
+    ) -> Self {
         tch::set_num_threads(2);
         let compute = Compute::new(Device::Cpu, kind, 2);
         let options = RunOptions {
@@ -89,8 +98,7 @@ impl Subject {
         };
         let model = Decoder::new(&compute, &fixture.config, options);
         let home = (&Placement::alone(), Device::Cpu);
-        let state =
-            RunState::allocate(&compute, model.units(), &Rules::element_wise(adamw()), home);
+        let state = RunState::allocate(&compute, model.units(), rules, home);
         let mut state = state.expect("a layout");
         for unit in &state.units {
             for place in unit.layout.params() {

@@ -5,21 +5,34 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 15] = [
+const ORDER: &[&[&str]] = &[
     &["kernel"],
     &["model"],
     &["metrics"],
-    &["checkpoint", "config", "signals", "beacon", "clock", "peak", "device", "backend", "error"],
+    &[
+        "checkpoint",
+        "config",
+        "signals",
+        "beacon",
+        "clock",
+        "peak",
+        "device",
+        "backend",
+        "guard",
+        "watchdog",
+        "error",
+    ],
     &["sharding", "rules", "ownership"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
-    &["update", "pass"],
+    &["update", "pass", "eval_point", "curvature"],
     &["step"],
-    &["recipe", "corpus", "eval", "sample", "report"],
+    &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving"],
-    &["folder", "loaded"],
+    &["folder", "loaded", "coordinates", "replay"],
     &["run"],
     &["cli"],
+    &["job"],
     &["lib", "main"],
 ];
 

@@ -1,13 +1,17 @@
 //! The integration tests of all rooms together, as one binary.
 //!
-//! `parity` compares with Hugging Face; `recompute`, `ranks`, `zero` and `whole` compare ways of
-//! computing the same; `families`, `resume` and `faults` run the program, `hosts` on two hosts; `cli` checks what
+//! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
+//! same; `curvature` compares estimates with exact derivatives, `coordinates` one width with another;
+//! `families`, `rules`, `whole`, `resume`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
+mod coordinates;
+mod curvature;
 mod families;
 mod faults;
 mod fixture;
+mod guard;
 mod hosts;
 mod layering;
 mod parity;
@@ -15,5 +19,7 @@ mod program;
 mod ranks;
 mod recompute;
 mod resume;
+mod rules;
+mod watchdog;
 mod whole;
 mod zero;

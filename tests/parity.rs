@@ -76,7 +76,7 @@ fn loss_and_gradients_equal_hugging_face() {
 fn ten_steps_of_adamw_equal_hugging_face() {
     for_each_fixture(|label, fixture, kind| {
         let mut subject = Subject::new(fixture, kind, Recompute::Elementwise);
-        let (rules, groups) = (Rules::element_wise(adamw()), Groups::default());
+        let (rules, groups) = (Rules::all(adamw()), Groups::default());
         let steps = fixture.get("step_tokens");
         for step in 0..steps.size()[0] {
             let tokens = steps.get(step);
@@ -93,6 +93,8 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let step = step as u64 + 1;
             let update = Update {
                 rules: &rules,
+                kernels: None,
+                weight_decay: 1.0,
                 groups: &groups,
                 lr: 1e-3,
                 grad_scale,

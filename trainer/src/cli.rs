@@ -1,5 +1,8 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod coordinates;
+mod replay;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
+
+pub use coordinates::Coordcheck;
 
 use crate::beacon::LastSeen;
 use crate::checkpoint::hash_masters;
@@ -42,6 +47,10 @@ pub enum Command {
     Eval(Eval),
     /// Say what a rank was doing when it was killed.
     Lost(Lost),
+    /// Say how large activations become at several widths.
+    Coordcheck(Coordcheck),
+    /// Do a step that went wrong again, and look for what spoiled it.
+    Replay(replay::Replay),
     /// Look at checkpoints.
     #[command(subcommand)]
     Ckpt(Ckpt),
@@ -76,6 +85,18 @@ pub struct Train {
     /// Continue from the run's newest checkpoint, if it has one.
     #[arg(long)]
     pub resume: bool,
+}
+
+impl Train {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// As [`Configured::plan`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.configured.plan()?;
+        plan.checkpoint.resume |= self.resume;
+        Ok(plan)
+    }
 }
 
 /// `grove lost`.

@@ -6,19 +6,54 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The loss or the gradient is not a number or infinite.
+    /// A step went wrong, and the guards end the run.
     #[error(
-        "step {step}: the loss is {loss} and the gradient norm {grad_norm}, expected finite \
-         numbers; nothing was updated. Lower optim.lr, lengthen schedule.warmup_steps, or resume \
-         from an earlier checkpoint"
+        "step {step} {}: the loss is {loss} and the gradient norm {grad_norm}; nothing was \
+         updated{}{}. Lower optim.lr, lengthen schedule.warmup_steps, resume with \
+         guard.exclude_steps = [{excluded_step}], or set guard.non_finite or guard.spike to \
+         \"skip\" or \"rewind\"",
+        .trip.describe(),
+        if *trips > 1 { format!(", as at {} steps before it (guard.max_trips)", trips - 1) }
+        else { String::new() },
+        .black_box.as_ref().map_or(String::new(), |folder| format!(
+            "; its batch and norms are in {}, see grove replay", folder.display()
+        )),
     )]
-    NotFinite {
+    Tripped {
         /// The step, from 1.
         step: u64,
+        /// How it went wrong.
+        trip: crate::metrics::Trip,
         /// Mean loss over the step's tokens.
         loss: f64,
         /// Norm of the mean gradient.
         grad_norm: f64,
+        /// Steps that went wrong in a row, this one included.
+        trips: u64,
+        /// What to exclude to do without its data.
+        excluded_step: u64,
+        /// The folder with what is known of it, if it could be written.
+        black_box: Option<PathBuf>,
+    },
+    /// The checkpoint that a rewind was to go back to is gone.
+    #[error(
+        "cannot go back to the checkpoint of step {step}, which is gone or damaged; resume from an \
+         earlier one, or set guard.snapshot_every to keep the last good state in memory"
+    )]
+    RewindLost {
+        /// Its step.
+        step: u64,
+    },
+    /// Data to be left out has been used.
+    #[error(
+        "guard.exclude_steps has {step}, but the data of step {step} has been trained on by step \
+         {done}, from which this run resumes; resume from an earlier checkpoint or remove {step}"
+    )]
+    ExcludedTooLate {
+        /// The step, from 1, whose data it is.
+        step: u64,
+        /// Steps done.
+        done: u64,
     },
     /// The config asks for CUDA and there is none.
     #[error("device = \"cuda\", but {reason}; use device = \"auto\" or \"cpu\", or {remedy}")]
@@ -81,8 +116,9 @@ pub enum Error {
     /// A resume that would change what the run means.
     #[error(
         "{checkpoint} is of a run with another meaning; these keys differ:\n{}\nrestore them, or \
-         start a new run in another run.dir",
-        .changes.iter().map(|c| format!("  {c}")).collect::<Vec<_>>().join("\n")
+         start a new run in another run.dir{}",
+        .changes.iter().map(|c| format!("  {c}")).collect::<Vec<_>>().join("\n"),
+        how_to_allow(changes)
     )]
     PlanChanged {
         /// The checkpoint's folder.
@@ -184,12 +220,27 @@ pub enum Error {
     Config(#[from] crate::config::ConfigError),
 }
 
+/// What would let a run go on with some of the changes of [`Error::PlanChanged`].
+fn how_to_allow(changes: &[String]) -> String {
+    let any = |prefix: &str| changes.iter().any(|change| change.starts_with(prefix));
+    let mut ways = String::new();
+    if any("optim.") {
+        ways += "; optim.on_change = \"reset\" goes on with new optimizer state";
+    }
+    if any("schedule.") || any("run.steps") {
+        ways += "; schedule.from_step = the checkpoint's step begins another schedule there";
+    }
+    ways
+}
+
 impl Error {
     /// Whether every rank finds this by itself, so that one of them is enough to tell it.
     pub fn is_common(&self) -> bool {
         matches!(
             self,
-            Self::NotFinite { .. }
+            Self::Tripped { .. }
+                | Self::ExcludedTooLate { .. }
+                | Self::RewindLost { .. }
                 | Self::NotSaved { .. }
                 | Self::RanksDiffer { .. }
                 | Self::MixedDevices { .. }

@@ -5,11 +5,11 @@ use std::fs;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
-use crate::config::Plan;
+use crate::config::{OnChange, Plan};
 use crate::corpus::Data;
 use crate::error::Error;
 use crate::rules::Rules;
-use crate::saving;
+use crate::saving::{self, Optimizer};
 use crate::state::RunState;
 
 /// What a run's folder holds to go on from.
@@ -89,7 +89,8 @@ pub fn resume(
     checkpoint: &Checkpoint,
 ) -> Result<(), Error> {
     let saved = checkpoint.run_state();
-    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(plan);
+    let before = Plan::from_toml(&saved.plan_toml)?;
+    let changes = before.meaning_changes(plan, saved.step);
     if !changes.is_empty() {
         return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
     }
@@ -101,5 +102,8 @@ pub fn resume(
             found: data.fingerprint.clone(),
         });
     }
-    saving::load(state, rules, checkpoint)
+    let resets =
+        plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
+    let optimizer = if resets { Optimizer::Restarted } else { Optimizer::Resumed };
+    saving::load(state, (rules, optimizer), checkpoint)
 }

@@ -1,21 +1,26 @@
 //! From the plan's words to the rooms' own types: what stays the same from step to step.
 
 use grove_optim::{
-    AdamW8bitConfig, AdamWConfig, Decay, Groups, Lion8bitConfig, LionConfig, RuleConfig,
-    Schedule as LrSchedule, ScheduleConfig, StateDtype,
+    AdamW8bitConfig, AdamWConfig, Decay, Groups, Kernels, Lion8bitConfig, LionConfig, Phase,
+    PhaseMode, Role, RuleConfig, Rules as ByRole, Schedule as LrSchedule, ScheduleConfig,
+    ScheduleFreeConfig, SophiaConfig, StateDtype,
 };
-
-use grove_parallel::{Assignment, Collective};
+use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
+    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
+    ScheduleUnit,
 };
+use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
+use crate::guard;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
+use crate::model::plain::PlainModel;
+use crate::model::scaling::Scaling;
 use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
@@ -27,21 +32,41 @@ use crate::step::Recipe;
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
-    let schedule = ScheduleConfig {
-        lr: plan.optim.lr,
-        warmup_steps: plan.schedule.warmup_steps(),
-        decay: decay(plan),
-    };
+    let scaling = model.spec.scaling;
+    let rules = rules(plan, &scaling)?;
     Ok(Recipe {
+        kernels: kernels(plan, &compute, &rules),
         model,
         compute,
-        rules: rules(plan)?,
-        groups: groups(plan),
-        schedule: LrSchedule::new(schedule, plan.run.steps)?,
+        rules,
+        groups: groups(plan, &scaling),
+        schedule: schedule(plan)?,
+        weight_decay: weight_decay(plan)?,
+        curvature: curvature(plan),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
-        assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
+        guard: guard::Rules::new(&plan.guard),
+        ramp: plan.batch.ramp(),
+        degree,
     })
+}
+
+/// The kernels of the element-wise rules, where masters live on a GPU.
+fn kernels(
+    plan: &Plan,
+    compute: &Compute,
+    rules: &Rules,
+) -> Option<Result<Kernels, grove_optim::Error>> {
+    let (Device::Cuda(ordinal), Home::Device) = (compute.device, plan.memory.optimizer) else {
+        return None;
+    };
+    let mut all = Vec::new();
+    for rule in rules.element_wise.each() {
+        if !all.contains(rule) {
+            all.push(*rule);
+        }
+    }
+    Some(Kernels::load(ordinal, &all))
 }
 
 /// What a plan shards over the ranks, and which part this rank has.
@@ -91,24 +116,65 @@ fn run_options(plan: &Plan) -> RunOptions {
     }
 }
 
-fn rules(plan: &Plan) -> Result<Rules, Error> {
-    let optim = &plan.optim;
+/// The rules: that for whole parameters with those of its roles that have no rule of their own, and
+/// those of all other roles.
+fn rules(plan: &Plan, scaling: &Scaling) -> Result<Rules, Error> {
+    let (optim, by_role) = (&plan.optim, by_role(plan, scaling)?);
     let Some(whole) = optim.rule.whole(optim.weight_decay) else {
-        return Ok(Rules::element_wise(element_wise(plan).build()?));
+        return Ok(Rules { element_wise: by_role, whole: None });
     };
-    let (rest, rest_lr_ratio) = match optim.rule.rest() {
-        Some(rest) => (rest.config(), rest.lr / optim.lr),
-        None => (AdamWConfig::default(), 1.0),
-    };
-    let rest = (RuleConfig::AdamW(rest).build()?, rest_lr_ratio);
-    Ok(Rules::whole(whole.build()?, param_facts(&plan.model), rest))
+    let mut facts = param_facts(&plan.model);
+    facts.retain(|_, facts| own_rule(plan, facts.role).is_none());
+    let rest_lr_ratio = optim.rule.rest().map_or(1.0, |rest| rest.lr / optim.lr);
+    Ok(Rules::whole(whole.build()?, facts, (by_role, rest_lr_ratio)))
 }
 
-fn element_wise(plan: &Plan) -> RuleConfig {
-    let weight_decay = plan.optim.weight_decay;
-    match plan.optim.rule {
+/// The rule that a role's group has for itself.
+fn own_rule(plan: &Plan, role: Role) -> Option<config::RuleName> {
+    let group = match role {
+        Role::Matrix => Group::Matrix,
+        Role::Embedding => Group::Embedding,
+        Role::Norm => Group::Norm,
+        Role::Bias => Group::Bias,
+        Role::Head => Group::Head,
+    };
+    plan.optim.groups.get(&group).and_then(|plan| plan.rule)
+}
+
+/// The element-wise rule of each role: its group's own, or the run's; beside a rule for whole
+/// parameters `AdamW`, for what it does not take.
+fn by_role(plan: &Plan, scaling: &Scaling) -> Result<ByRole, Error> {
+    let rule = |role: Role| {
+        let (rest, own) = (plan.optim.rule.rest(), own_rule(plan, role));
+        let config = match (own, plan.optim.rule.whole(plan.optim.weight_decay), rest) {
+            (None, Some(_), Some(rest)) => {
+                let eps = rest.eps * scaling.eps(role);
+                RuleConfig::AdamW(AdamWConfig { eps, ..rest.config() })
+            }
+            // There is no rest: it takes every role without a rule of its own.
+            (None, Some(_), None) => RuleConfig::AdamW(AdamWConfig::default()),
+            _ => {
+                let rule = own.map_or(plan.optim.rule, config::RuleName::usual);
+                rule_config(rule, plan.optim.weight_decay, scaling.eps(role))
+            }
+        };
+        config.build()
+    };
+    Ok(ByRole {
+        matrix: rule(Role::Matrix)?,
+        embedding: rule(Role::Embedding)?,
+        norm: rule(Role::Norm)?,
+        bias: rule(Role::Bias)?,
+        head: rule(Role::Head)?,
+    })
+}
+
+/// The optimizer room's form of a rule; `eps_factor` is on the epsilon of rules of Adam's kind,
+/// which is in units of the gradient.
+fn rule_config(rule: Rule, weight_decay: f64, eps_factor: f64) -> RuleConfig {
+    match rule {
         Rule::AdamW { betas: [beta1, beta2], eps, state_dtype } => {
-            let state_dtype = state_dtype_of(state_dtype);
+            let (eps, state_dtype) = (eps * eps_factor, state_dtype_of(state_dtype));
             RuleConfig::AdamW(AdamWConfig { beta1, beta2, eps, weight_decay, state_dtype })
         }
         Rule::Lion { betas: [beta1, beta2], state_dtype } => {
@@ -116,13 +182,44 @@ fn element_wise(plan: &Plan) -> RuleConfig {
             RuleConfig::Lion(LionConfig { beta1, beta2, weight_decay, state_dtype })
         }
         Rule::AdamW8bit { betas: [beta1, beta2], eps } => {
+            let eps = eps * eps_factor;
             RuleConfig::AdamW8bit(AdamW8bitConfig { beta1, beta2, eps, weight_decay })
         }
         Rule::Lion8bit { betas: [beta1, beta2] } => {
             RuleConfig::Lion8bit(Lion8bitConfig { beta1, beta2, weight_decay })
         }
+        Rule::SophiaG { betas: [beta1, beta2], eps, gamma, .. }
+        | Rule::SophiaH { betas: [beta1, beta2], eps, gamma, .. } => {
+            RuleConfig::Sophia(SophiaConfig { beta1, beta2, gamma, eps, weight_decay })
+        }
+        Rule::ScheduleFree { betas: [beta1, beta2], eps } => {
+            let eps = eps * eps_factor;
+            RuleConfig::ScheduleFree(ScheduleFreeConfig { beta1, beta2, eps, weight_decay })
+        }
         _ => unreachable!("the other rules need parameters whole"),
     }
+}
+
+/// How the curvature is estimated, where some group's rule wants it.
+fn curvature(plan: &Plan) -> Option<Curvature> {
+    let of_groups = plan.optim.groups.values();
+    let of_groups =
+        of_groups.map(|group| group.rule.map_or(plan.optim.rule, config::RuleName::usual));
+    let (every, estimator) = of_groups.into_iter().find_map(|rule| match rule {
+        Rule::SophiaG { hessian_every, hessian_clip_norm: clip_norm, .. } => {
+            Some((hessian_every, Estimator::GaussNewtonBartlett { clip_norm }))
+        }
+        Rule::SophiaH { hessian_every, probe, .. } => {
+            let probe = match probe {
+                config::Probe::Rademacher => Probe::Rademacher,
+                config::Probe::Gaussian => Probe::Gaussian,
+            };
+            let model = PlainModel::new(&plan.model);
+            Some((hessian_every, Estimator::Hutchinson { probe, model }))
+        }
+        _ => None,
+    })?;
+    Some(Curvature { every, estimator, seed: plan.seed })
 }
 
 fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {
@@ -132,31 +229,61 @@ fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {
     }
 }
 
-fn decay(plan: &Plan) -> Decay {
-    match plan.schedule {
+/// The learning rate over the steps.
+fn schedule(plan: &Plan) -> Result<LrSchedule, Error> {
+    let config::SchedulePlan { shape, by, mode, from_step, rewind_to, rewarm_steps, .. } =
+        plan.schedule;
+    let decay = match shape {
         Schedule::Constant { .. } => Decay::Constant,
+        Schedule::InverseSqrt { .. } => Decay::InverseSqrt,
         Schedule::Cosine { final_ratio, .. } => Decay::Cosine { final_ratio },
         Schedule::Linear { final_ratio, .. } => Decay::Linear { final_ratio },
         Schedule::Wsd { final_ratio, cooldown_fraction, .. } => {
             Decay::Wsd { final_ratio, cooldown_fraction }
         }
-    }
+    };
+    let (lr, warmup_steps) = (plan.optim.lr, shape.warmup_steps());
+    let schedule = LrSchedule::new(ScheduleConfig { lr, warmup_steps, decay }, plan.run.steps)?;
+    let schedule = match by {
+        ScheduleUnit::Steps => schedule,
+        ScheduleUnit::Tokens => schedule.by_tokens(plan.batch.ramp()),
+    };
+    let mode = match mode {
+        config::PhaseMode::Continue => PhaseMode::Continue,
+        config::PhaseMode::Fresh => PhaseMode::Fresh,
+        config::PhaseMode::Rewind => PhaseMode::Rewind { to_step: rewind_to.unwrap_or(0) },
+    };
+    let (from_step, rewarm_steps) = (from_step.unwrap_or(0), rewarm_steps.unwrap_or(0));
+    Ok(schedule.with_phase(Phase { from_step, mode, rewarm_steps })?)
 }
 
-fn groups(plan: &Plan) -> Groups {
+/// The weight decay over the steps, as a factor.
+fn weight_decay(plan: &Plan) -> Result<LrSchedule, Error> {
+    let final_ratio = plan.schedule.weight_decay_final_ratio.unwrap_or(1.0);
+    let decay = match plan.schedule.weight_decay.unwrap_or_default() {
+        DecayShape::Constant => Decay::Constant,
+        DecayShape::Linear => Decay::Linear { final_ratio },
+        DecayShape::Cosine => Decay::Cosine { final_ratio },
+    };
+    let config = ScheduleConfig { lr: 1.0, warmup_steps: 0, decay };
+    Ok(LrSchedule::new(config, plan.run.steps)?)
+}
+
+fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
     let mut groups = Groups::default();
-    for (name, group) in [
-        (Group::Matrix, &mut groups.matrix),
-        (Group::Embedding, &mut groups.embedding),
-        (Group::Norm, &mut groups.norm),
-        (Group::Bias, &mut groups.bias),
-        (Group::Head, &mut groups.head),
+    for (name, role, group) in [
+        (Group::Matrix, Role::Matrix, &mut groups.matrix),
+        (Group::Embedding, Role::Embedding, &mut groups.embedding),
+        (Group::Norm, Role::Norm, &mut groups.norm),
+        (Group::Bias, Role::Bias, &mut groups.bias),
+        (Group::Head, Role::Head, &mut groups.head),
     ] {
-        if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier }) =
+        if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier, .. }) =
             plan.optim.groups.get(&name)
         {
-            group.lr_multiplier = lr_multiplier;
-            group.weight_decay_multiplier = weight_decay_multiplier.unwrap_or(0.0);
+            group.lr_multiplier = lr_multiplier * scaling.lr(role);
+            group.weight_decay_multiplier =
+                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role);
         }
     }
     groups

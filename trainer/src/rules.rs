@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use grove_optim::{ParamFacts, Rule, StateSpec, WholeRule};
+use grove_optim::{ParamFacts, Role, Rule, Rules as ByRole, StateSpec, WholeRule};
 
 use crate::model::units::ParamSpec;
 
@@ -10,7 +10,7 @@ use crate::model::units::ParamSpec;
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// For parameters that are updated an element at a time.
-    pub element_wise: Rule,
+    pub element_wise: ByRole,
     /// For those that their rule needs whole, if there are any.
     pub whole: Option<WholeParams>,
 }
@@ -27,9 +27,14 @@ pub struct WholeParams {
 }
 
 impl Rules {
-    /// One rule for all parameters.
-    pub fn element_wise(rule: Rule) -> Self {
-        Self { element_wise: rule, whole: None }
+    /// One rule for all parameters, an element at a time.
+    pub fn all(rule: Rule) -> Self {
+        Self { element_wise: ByRole::all(rule), whole: None }
+    }
+
+    /// The rule of a role's parameters that are not taken whole.
+    pub fn of(&self, role: Role) -> &Rule {
+        self.element_wise.of(role)
     }
 
     /// A rule with the parameters that it takes among `facts`; the rest goes to `element_wise`,
@@ -37,7 +42,7 @@ impl Rules {
     pub fn whole(
         rule: WholeRule,
         facts: BTreeMap<String, ParamFacts>,
-        (element_wise, rest_lr_ratio): (Rule, f64),
+        (element_wise, rest_lr_ratio): (ByRole, f64),
     ) -> Self {
         let facts = facts.into_iter().filter(|(_, facts)| rule.takes(facts)).collect();
         Self { element_wise, whole: Some(WholeParams { rule, facts, rest_lr_ratio }) }
@@ -55,7 +60,7 @@ impl Rules {
             Some(_) => &[],
             None => {
                 let numel: i64 = param.shape.iter().product();
-                self.element_wise.state_specs(numel as usize)
+                self.of(param.role).state_specs(numel as usize)
             }
         }
     }

@@ -15,6 +15,7 @@ use crate::checkpoint::{
 };
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
+use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
 use crate::ownership::WholeParam;
@@ -88,7 +89,7 @@ pub fn save(
         }));
     }
     let parameter_steps: BTreeMap<_, _> =
-        state.params().map(|(_, _, param)| (param.name.clone(), state.step)).collect();
+        state.params().map(|(_, _, param)| (param.name.clone(), state.num_updates())).collect();
     let run_state = RunStateRecord {
         step: state.step,
         num_tokens: state.num_tokens,
@@ -97,6 +98,7 @@ pub fn save(
         parameter_steps,
         data_fingerprint: fingerprint.to_owned(),
         plan_toml: plan.to_toml(),
+        guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let config_json = plan.model.to_hf_json(plan.precision);
@@ -111,34 +113,55 @@ pub fn save(
     Ok(checkpoint::save(&plan.run.dir, &contents)?)
 }
 
-/// Fills a state's buffers and counters from a checkpoint of the same model and rule; of the
-/// working copies this rank's part.
+/// What becomes of the optimizer's state of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optimizer {
+    /// It goes on.
+    Resumed,
+    /// It is left, and new state starts from the masters.
+    Restarted,
+}
+
+/// Fills a state's buffers and counters from a checkpoint of the same model and rules; of the
+/// working copies this rank's part. With [`Optimizer::Restarted`] the optimizer's state is that of a
+/// first step, whatever the checkpoint has.
 ///
 /// # Errors
 /// If tensors are missing, superfluous, or of another shape or dtype: all are named.
-pub fn load(state: &mut RunState, rules: &Rules, checkpoint: &Checkpoint) -> Result<(), Error> {
+pub fn load(
+    state: &mut RunState,
+    (rules, optimizer): (&Rules, Optimizer),
+    checkpoint: &Checkpoint,
+) -> Result<(), Error> {
     let mut expected = (Vec::new(), Vec::new());
     for unit in &state.units {
         expected.0.extend(specs(unit, &unit.masters, ""));
         for param in &unit.spec.params {
-            let states = rules.state_specs(param).iter();
-            expected.1.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
+            let (kind, states) = (unit.masters.kind(), rules.state_specs(param).iter());
+            expected.1.extend(states.map(|&spec| state_spec(spec, param, kind)));
             let whole = rules.taken_whole(param).map(|(rule, facts)| rule.state_specs(facts));
-            let kind = unit.masters.kind();
-            let specs = whole.unwrap_or_default();
-            expected.1.extend(specs.iter().map(|spec| whole_state_spec(spec, param, kind)));
+            let whole = whole.unwrap_or_default();
+            expected.1.extend(whole.iter().map(|spec| whole_state_spec(spec, param, kind)));
         }
     }
     checkpoint.masters().check_names(&expected.0)?;
-    checkpoint.optimizer().check_names(&expected.1)?;
+    if optimizer == Optimizer::Resumed {
+        checkpoint.optimizer().check_names(&expected.1)?;
+    }
     for unit in &state.units {
         let owned = || unit.owned.clone();
         fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
-        fill_states(unit, checkpoint.optimizer())?;
-        fill_whole_states(unit, checkpoint.optimizer())?;
+        if optimizer == Optimizer::Resumed {
+            fill_states(unit, checkpoint.optimizer())?;
+            fill_whole_states(unit, checkpoint.optimizer())?;
+        }
+    }
+    if optimizer == Optimizer::Restarted {
+        state.restart_optimizer();
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
+    state.history = History::from_record(&saved.guard);
     state.round_masters();
     Ok(())
 }
@@ -181,6 +204,7 @@ impl HostUnit {
         let masters = whole_masters(unit, sharding)?;
         let working = match unit.holds_whole_working() {
             true => unit.working.to_device(Device::Cpu),
+            false if unit.has_eval_point() => whole_working(unit, sharding)?,
             // As an update rounds them.
             false => masters.to_kind(unit.working.kind()),
         };
@@ -192,13 +216,30 @@ fn whole_masters(
     unit: &UnitState,
     sharding: &Sharding<'_>,
 ) -> Result<Tensor, grove_parallel::Error> {
-    let owned = unit.masters.to_device(Device::Cpu);
+    whole(unit, &unit.masters, sharding, "masters")
+}
+
+/// Of sharded working copies that are another model than the masters.
+fn whole_working(
+    unit: &UnitState,
+    sharding: &Sharding<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    whole(unit, &unit.working, sharding, "working copies")
+}
+
+fn whole(
+    unit: &UnitState,
+    owned: &Tensor,
+    sharding: &Sharding<'_>,
+    what: &str,
+) -> Result<Tensor, grove_parallel::Error> {
+    let owned = owned.to_device(Device::Cpu);
     if unit.owned.len() == unit.layout.padded_numel() {
         return Ok(owned);
     }
     let kind = (owned.kind(), Device::Cpu);
     let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
-    let name = format!("masters of {}", unit.spec.name);
+    let name = format!("{what} of {}", unit.spec.name);
     sharding.shards().all_gather(&owned, &whole, &name)?.wait()?;
     Ok(whole)
 }

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use grove_optim::{Start, StateSpec, Storage};
+use grove_optim::{Start, StateKind, StateSpec, Storage};
 use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
 
+use crate::guard::History;
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
@@ -88,6 +89,18 @@ impl UnitState {
         self.working.numel() == self.layout.padded_numel()
     }
 
+    /// Whether the model to evaluate and keep is another than the masters, for some parameter.
+    pub fn has_eval_point(&self) -> bool {
+        self.states.iter().any(|state| state.spec.kind == StateKind::BaseIterate)
+    }
+
+    /// Whether the masters lie inside the working copies.
+    pub fn masters_are_working(&self) -> bool {
+        self.masters.kind() == self.working.kind()
+            && self.masters.device() == self.working.device()
+            && self.masters.data_ptr() == self.owned_working().data_ptr()
+    }
+
     /// The working copies of `owned`.
     pub fn owned_working(&self) -> Tensor {
         self.owned_part(&self.working)
@@ -96,6 +109,17 @@ impl UnitState {
     /// The gradient sums of `owned`.
     pub fn owned_grads(&self) -> Tensor {
         self.owned_part(&self.grads)
+    }
+
+    /// Every optimizer state that this rank keeps.
+    pub fn state_tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let flat = self.states.iter().map(|state| &state.flat);
+        let owned = self.whole.params.iter().flat_map(|param| &param.states);
+        flat.chain(owned.map(|state| &state.values))
+    }
+
+    fn zero_states(&mut self) {
+        self.state_tensors().for_each(|state| drop(state.shallow_clone().zero_()));
     }
 
     fn owned_part(&self, buffer: &Tensor) -> Tensor {
@@ -111,8 +135,10 @@ impl UnitState {
 pub struct RunState {
     /// The units in execution order.
     pub units: Vec<UnitState>,
-    /// Optimizer steps done.
+    /// Optimizer steps done, those included that were skipped.
     pub step: u64,
+    /// What the guards remember of them.
+    pub history: History,
     /// Tokens trained on, all ranks together.
     pub num_tokens: u64,
     /// Floating-point operations spent, all ranks together.
@@ -136,7 +162,7 @@ impl RunState {
             .iter()
             .zip(&owners)
             .map(|(spec, owners)| allocate_unit(compute, spec, (rules, owners), (placement, home)));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
     }
 
     /// A state whose working copies alone have memory: for running a model without training it.
@@ -148,7 +174,33 @@ impl RunState {
         units: &[UnitSpec],
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_working_unit(compute, spec));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
+    }
+
+    fn at_start(units: Vec<UnitState>) -> Self {
+        Self { units, step: 0, history: History::default(), num_tokens: 0, flops: 0 }
+    }
+
+    /// Zeroes masters and optimizer state and sets the counters back: as it was allocated.
+    pub fn clear(&mut self) {
+        for unit in &mut self.units {
+            let _ = unit.masters.zero_();
+            unit.zero_states();
+        }
+        (self.step, self.num_tokens, self.flops) = (0, 0, 0);
+        self.history = History::default();
+    }
+
+    /// Counts a step of so many tokens without its update.
+    pub fn skip(&mut self, num_tokens: u64) {
+        self.step += 1;
+        self.num_tokens += num_tokens;
+        self.history.skipped_steps += 1;
+    }
+
+    /// Updates done: steps but for those that were skipped.
+    pub fn num_updates(&self) -> u64 {
+        self.step - self.history.skipped_steps
     }
 
     /// Fills the masters with initial values drawn by (seed, parameter name), and this rank's part
@@ -160,6 +212,14 @@ impl RunState {
             start_states(unit);
         }
         self.round_masters();
+    }
+
+    /// Puts every optimizer state where it is before the first step, from the masters as they are.
+    pub fn restart_optimizer(&mut self) {
+        for unit in &mut self.units {
+            unit.zero_states();
+            start_states(unit);
+        }
     }
 
     /// Rounds the masters to this rank's part of the working copies, as an update does.
@@ -218,13 +278,15 @@ fn allocate_unit(
     let kind = compute.accumulation();
     let working_numel = if placement.shards_working(&layout) { own } else { whole };
     let working = zeros(working_numel, compute.kind, compute.device);
-    let masters = if compute.kind == kind && home == compute.device {
+    let (segments, forms) = place_segments(&layout, owned.clone(), (spec, rules));
+    // Then working copies hold another model than masters at times.
+    let apart = forms.iter().any(|(form, _)| form.kind == StateKind::BaseIterate);
+    let masters = if compute.kind == kind && home == compute.device && !apart {
         let start = if working_numel == whole { owned.start as i64 } else { 0 };
         working.narrow(0, start, own)
     } else {
         zeros(own, kind, home)
     };
-    let (segments, forms) = place_segments((spec, &layout), owned.clone(), rules);
     let states = forms.into_iter().map(|(spec, numel)| {
         let numel = spec.storage.num_elements(numel) as i64;
         StateBuffer { spec, flat: zeros(numel, storage_dtype(spec.storage, kind), home) }
@@ -240,11 +302,11 @@ fn allocate_unit(
 /// The segments of `owned` with their places in state buffers, and for each form of state how many
 /// elements of parameters have it.
 fn place_segments(
-    (unit, layout): (&UnitSpec, &UnitLayout),
+    layout: &UnitLayout,
     owned: Range<usize>,
-    rules: &Rules,
+    (spec, rules): (&UnitSpec, &Rules),
 ) -> (Vec<OwnedSegment>, Vec<(StateSpec, usize)>) {
-    let specs_of = |param: usize| rules.state_specs(&unit.params[param]);
+    let specs_of = |param: usize| rules.state_specs(&spec.params[param]);
     // Of all parameters, so that every rank has the same buffers, if empty ones.
     let mut forms: Vec<(StateSpec, usize)> = Vec::new();
     for spec in (0..layout.params().len()).flat_map(specs_of) {

@@ -6,8 +6,8 @@
 use std::collections::VecDeque;
 
 use grove_optim::{
-    DecayOrder, Elements, Groups, LEAF_ELEMENTS, Real, Scalars, StateSlice, StepNumbers, Storage,
-    TensorElements, Working, block_squared_norms, num_blocks,
+    DecayOrder, Elements, Groups, Kernels, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice,
+    StepNumbers, Storage, TensorElements, Working, block_squared_norms, num_blocks,
 };
 use grove_parallel::ExactSum;
 use half::bf16;
@@ -33,12 +33,16 @@ const PIECE_ELEMENTS: usize = 1 << 16;
 /// The numbers of one update that all parameters share.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
-    /// The rules.
+    /// The rules by role.
     pub rules: &'a Rules,
+    /// Their kernels for masters on a GPU; libtorch's operations without them.
+    pub kernels: Option<&'a Kernels>,
     /// Multipliers by role.
     pub groups: &'a Groups,
     /// The schedule's learning rate.
     pub lr: f64,
+    /// The schedule's factor on weight decay.
+    pub weight_decay: f64,
     /// Factor on every gradient element: one over the token count, times the clip scale.
     pub grad_scale: f64,
     /// Number of the update, from 1.
@@ -169,11 +173,19 @@ pub fn apply(
 /// The updates of a unit's parameters that are taken whole, and which part of them this rank takes.
 struct Updates<'a>(Option<Tensor>, &'a Placement);
 
+/// What becomes of a parameter's gradient.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    /// The rule takes it an element at a time.
+    ElementWise(&'a Rule),
+    /// Its owner has made an update of it, which is to be subtracted.
+    Subtract(DecayOrder),
+}
+
 /// A range of one parameter with the numbers of its group, to be taken by one thread; the outcome
-/// takes its place.
+/// takes its place. Where it is to be subtracted, the update stands for the gradient.
 enum Piece<'a, T: Real> {
-    /// With an order, the gradient is an update to be subtracted.
-    Todo(Elements<'a, T>, Scalars, Option<DecayOrder>),
+    Todo(Elements<'a, T>, Step<'a>, Scalars),
     Done(Result<(), grove_optim::Error>),
 }
 
@@ -200,11 +212,9 @@ fn update_slices<T: Real + view::Element>(
     let mut states: Vec<StateSlice<'_, T>> = states.iter_mut().map(state_slice).collect();
     for segment in segments.iter() {
         let padded_len = segment.padded_len();
-        let param = &spec.params[segment.param];
-        let own_grad = grad.split_off(..padded_len).expect("gradients are as long as masters");
         let mut elements = Elements {
             master: take(&mut master, padded_len),
-            grad: own_grad,
+            grad: grad.split_off(..padded_len).expect("gradients are as long as masters"),
             state: segment
                 .places
                 .iter()
@@ -217,18 +227,17 @@ fn update_slices<T: Real + view::Element>(
             first: segment.param_range.start,
         };
         elements = elements.truncate(segment.range.len());
-        let (scalars, order) = update.numbers(param);
         if let Some(taken) = whole.get(segment.param) {
             elements.grad = &updates[whole::update_range(taken, whole, place)];
         }
-        collect_pieces(elements, (scalars, order), &mut pieces);
+        collect_pieces(elements, update.of(&spec.params[segment.param]), &mut pieces);
     }
     compute.pool.for_each_chunk_mut(&mut pieces, 1, |_, piece| {
         let taken = std::mem::replace(&mut piece[0], Piece::Done(Ok(())));
-        if let Piece::Todo(elements, scalars, order) = taken {
-            piece[0] = Piece::Done(match order {
-                None => update.rules.element_wise.update(elements, &scalars),
-                Some(order) => {
+        if let Piece::Todo(elements, step, scalars) = taken {
+            piece[0] = Piece::Done(match step {
+                Step::ElementWise(rule) => rule.update(elements, &scalars),
+                Step::Subtract(order) => {
                     let Elements { master, grad, working, .. } = elements;
                     order.apply(master, grad, working, &scalars)
                 }
@@ -239,7 +248,7 @@ fn update_slices<T: Real + view::Element>(
         Piece::Done(outcome) => outcome,
         Piece::Todo(..) => unreachable!("every piece was visited"),
     })?;
-    if device_working.device() != Device::Cpu {
+    if device_working.device() != Device::Cpu || !(is_rounded || unit.masters_are_working()) {
         device_working.copy_(if is_rounded { &working } else { &unit.masters });
     }
     Ok(())
@@ -248,15 +257,15 @@ fn update_slices<T: Real + view::Element>(
 /// Cuts a segment into pieces.
 fn collect_pieces<'a, T: Real>(
     mut elements: Elements<'a, T>,
-    (scalars, order): (Scalars, Option<DecayOrder>),
+    (step, scalars): (Step<'a>, Scalars),
     pieces: &mut Vec<Piece<'a, T>>,
 ) {
     while elements.master.len() > PIECE_ELEMENTS {
         let (piece, tail) = elements.split_at(PIECE_ELEMENTS);
-        pieces.push(Piece::Todo(piece, scalars, order));
+        pieces.push(Piece::Todo(piece, step, scalars));
         elements = tail;
     }
-    pieces.push(Piece::Todo(elements, scalars, order));
+    pieces.push(Piece::Todo(elements, step, scalars));
 }
 
 fn state_slice<T: Real + view::Element>(buffer: &mut StateBuffer) -> StateSlice<'_, T> {
@@ -287,7 +296,7 @@ fn update_tensors(
     update: &Update<'_>,
     Updates(updates, place): &Updates<'_>,
 ) -> Result<(), grove_optim::Error> {
-    let (grads, working) = (unit.owned_grads(), unit.owned_working());
+    let (grads, mut working) = (unit.owned_grads(), unit.owned_working());
     for segment in &unit.segments {
         let len = segment.range.len();
         let part = |flat: &Tensor| flat.narrow(0, segment.range.start as i64, len as i64);
@@ -299,15 +308,18 @@ fn update_tensors(
         };
         let mut state: Vec<_> = segment.places.iter().map(state_of).collect();
         let copies = working.kind() != unit.masters.kind();
-        let (scalars, order) = update.numbers(&unit.spec.params[segment.param]);
-        if let (Some(order), Some(updates), Some(taken)) =
-            (order, updates, unit.whole.get(segment.param))
-        {
-            let range = whole::update_range(taken, &unit.whole, place);
-            let change = updates.narrow(0, range.start as i64, range.len() as i64);
-            order.apply_tensor(&mut master, &change, copies.then_some(&mut rounded), &scalars)?;
-            continue;
-        }
+        let (step, scalars) = update.of(&unit.spec.params[segment.param]);
+        let rule = match (step, updates, unit.whole.get(segment.param)) {
+            (Step::ElementWise(rule), ..) => rule,
+            (Step::Subtract(order), Some(updates), Some(taken)) => {
+                let range = whole::update_range(taken, &unit.whole, place);
+                let change = updates.narrow(0, range.start as i64, range.len() as i64);
+                let copy = copies.then_some(&mut rounded);
+                order.apply_tensor(&mut master, &change, copy, &scalars)?;
+                continue;
+            }
+            _ => unreachable!("what is taken whole has an update"),
+        };
         let elements = TensorElements {
             master: &mut master,
             grad: &grad,
@@ -315,22 +327,23 @@ fn update_tensors(
             working: copies.then_some(&mut rounded),
             first: segment.param_range.start,
         };
-        update.rules.element_wise.update_tensor(elements, &scalars)?;
+        match update.kernels {
+            Some(kernels) => kernels.update(rule, elements, &scalars)?,
+            None => rule.update_tensor(elements, &scalars)?,
+        }
+    }
+    if working.kind() == unit.masters.kind() && !unit.masters_are_working() {
+        working.copy_(&unit.masters);
     }
     Ok(())
 }
 
-impl Update<'_> {
-    /// The numbers of a parameter's group; for one that is taken whole, also how its update meets
-    /// the decay.
-    fn numbers(&self, param: &ParamSpec) -> (Scalars, Option<DecayOrder>) {
-        match self.rules.taken_whole(param) {
-            Some((rule, _)) => (self.whole_scalars(rule, param), Some(rule.decay_order())),
-            None => (self.scalars(param), None),
+impl<'a> Update<'a> {
+    /// What becomes of a parameter's gradient, and its numbers.
+    fn of(&self, param: &ParamSpec) -> (Step<'a>, Scalars) {
+        if let Some((rule, _)) = self.rules.taken_whole(param) {
+            return (Step::Subtract(rule.decay_order()), self.whole_scalars(rule, param));
         }
-    }
-
-    fn scalars(&self, param: &ParamSpec) -> Scalars {
         let key = Sha256::digest(format!("{}/{}", self.seed, param.name));
         let step = StepNumbers {
             lr: self.lr * self.rules.rest_lr_ratio(),
@@ -339,6 +352,9 @@ impl Update<'_> {
             averaging_weight: self.averaging_weight,
             rounding_seed: u64::from_le_bytes(std::array::from_fn(|i| key[i])),
         };
-        self.rules.element_wise.scalars(self.groups.of(param.role), &step)
+        let rule = self.rules.of(param.role);
+        let mut scalars = rule.scalars(self.groups.of(param.role), &step);
+        scalars.weight_decay *= self.weight_decay;
+        (Step::ElementWise(rule), scalars)
     }
 }

@@ -32,10 +32,11 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
-    DataSource, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan, Home, MemoryPlan,
-    MetricsPlan, MuonPlan, OptimPlan, ParallelPlan, Plan, Products, Recompute, Reduction, RestPlan,
-    Rule, RunPlan, SamplePlan, Scaling, Schedule, SoapPlan, StateDtype, StepScale, Tokenizer,
-    Validation,
+    DataSource, DecayShape, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan, GuardPlan,
+    Home, MemoryPlan, MetricsPlan, MuonPlan, OnChange, OptimPlan, ParallelPlan, PhaseMode, Plan,
+    Policy, Probe, Products, ProfilePlan, Recompute, Reduction, RestPlan, Rule, RuleName, RunPlan,
+    SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan, StateDtype, StepScale,
+    Tokenizer, Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

@@ -29,7 +29,7 @@ fn muon(units: &[UnitSpec]) -> Rules {
     });
     let rule = WholeRuleConfig::Muon(MuonConfig::default()).build().expect("a rule");
     let adamw = Rule::AdamW(AdamW::new(AdamWConfig::default()).expect("a rule"));
-    Rules::whole(rule, facts.collect(), (adamw, 1.0))
+    Rules::whole(rule, facts.collect(), (grove_optim::Rules::all(adamw), 1.0))
 }
 
 fn layout(unit: &UnitSpec, degree: usize) -> UnitLayout {

@@ -189,7 +189,10 @@ pub(super) fn update_range(
 impl Update<'_> {
     /// The numbers of one parameter that is taken whole.
     pub(super) fn whole_scalars(&self, rule: &WholeRule, param: &ParamSpec) -> Scalars {
-        rule.scalars(self.groups.of(param.role), self.lr, self.grad_scale, self.step)
+        let group = self.groups.of(param.role);
+        let mut scalars = rule.scalars(group, self.lr, self.grad_scale, self.step);
+        scalars.weight_decay *= self.weight_decay;
+        scalars
     }
 }
 

@@ -142,7 +142,15 @@ pub enum Products {
     Bf16,
 }
 
+impl AdamMiniPlan {
+    /// The numbers of its literature.
+    pub const USUAL: Self = Self { betas: [0.9, 0.95], eps: 1e-8 };
+}
+
 impl RestPlan {
+    /// The usual numbers of `AdamW`.
+    pub const USUAL: Self = Self { lr: 3e-4, betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
+
     /// In the optimizer room's own type.
     pub fn config(&self) -> AdamWConfig {
         let Self { betas: [beta1, beta2], eps, weight_decay, .. } = *self;
@@ -178,6 +186,15 @@ impl Rule {
 }
 
 impl AdafactorPlan {
+    /// The numbers of torch, but for `eps1`.
+    pub const USUAL: Self = Self {
+        decay_power: 0.8,
+        eps1: 1e-18,
+        eps2: 1e-3,
+        clip_threshold: 1.0,
+        step_scale: StepScale::Relative,
+    };
+
     fn config(self, weight_decay: f64) -> AdafactorConfig {
         let Self { decay_power, eps1, eps2, clip_threshold, step_scale } = self;
         let step_scale = match step_scale {
@@ -189,6 +206,10 @@ impl AdafactorPlan {
 }
 
 impl CamePlan {
+    /// The numbers of its literature.
+    pub const USUAL: Self =
+        Self { betas: [0.9, 0.999], beta3: 0.9999, eps1: 1e-30, eps2: 1e-16, clip_threshold: 1.0 };
+
     fn config(self, weight_decay: f64) -> CameConfig {
         let Self { betas: [beta1, beta2], beta3, eps1, eps2, clip_threshold } = self;
         CameConfig { beta1, beta2, beta3, eps1, eps2, clip_threshold, weight_decay }
@@ -196,6 +217,16 @@ impl CamePlan {
 }
 
 impl MuonPlan {
+    /// The numbers of its literature.
+    pub const USUAL: Self = Self {
+        momentum: 0.95,
+        nesterov: true,
+        num_iterations: 5,
+        scaling: Scaling::MatchRmsAdamw,
+        products: Products::Master,
+        rest: RestPlan::USUAL,
+    };
+
     fn config(self, weight_decay: f64) -> MuonConfig {
         let Self { momentum, nesterov, num_iterations, .. } = self;
         let scale = match self.scaling {
@@ -211,6 +242,16 @@ impl MuonPlan {
 }
 
 impl GalorePlan {
+    /// The numbers of its literature.
+    pub const USUAL: Self = Self {
+        rank: 128,
+        refresh_every: 200,
+        scale: 0.25,
+        betas: [0.9, 0.999],
+        eps: 1e-6,
+        rest: RestPlan::USUAL,
+    };
+
     fn config(self, weight_decay: f64) -> GaloreConfig {
         let Self { rank, refresh_every, scale, betas: [beta1, beta2], eps, .. } = self;
         GaloreConfig { rank, refresh_every, scale, beta1, beta2, eps, weight_decay }
@@ -218,6 +259,16 @@ impl GalorePlan {
 }
 
 impl SoapPlan {
+    /// The numbers of its literature.
+    pub const USUAL: Self = Self {
+        betas: [0.95, 0.95],
+        covariance_beta: 0.95,
+        eps: 1e-8,
+        refresh_every: 10,
+        max_basis_dim: 10_000,
+        rest: RestPlan::USUAL,
+    };
+
     fn config(self, weight_decay: f64) -> SoapConfig {
         let Self { betas: [beta1, beta2], covariance_beta, eps, .. } = self;
         let Self { refresh_every, max_basis_dim, .. } = self;
