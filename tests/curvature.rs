@@ -9,8 +9,9 @@ use grove::model::block::Recompute;
 use grove::model::compute::Compute;
 use grove::model::plain::{NamedWeights, PlainModel};
 use grove::pass::{Tokens, Traffic};
+use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
-use grove_optim::{RuleConfig, Rules, SophiaConfig, StateKind};
+use grove_optim::{RuleConfig, SophiaConfig, StateKind};
 use grove_parallel::LocalCollective;
 use tch::{Device, Kind, Tensor};
 

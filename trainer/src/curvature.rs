@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use grove_optim::{HessianEstimate, Rule, Rules, StateKind};
+use grove_optim::{HessianEstimate, Rule, StateKind};
 use tch::{Device, Kind, Tensor};
 
 use crate::clock::Clock;
@@ -20,6 +20,7 @@ use crate::model::init::{fill, generator, open_uniform};
 use crate::model::plain::{NamedWeights, PlainModel};
 use crate::model::units::{Init, ParamSpec};
 use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::rules::Rules;
 use crate::state::UnitState;
 use crate::step_numbers::sum_integers;
 use crate::update::squared_grad_norm;

@@ -4,12 +4,13 @@
 //! Masters of units with such parameters never lie inside working copies, in any precision, so
 //! that going to `x` and back rounds nothing.
 
-use grove_optim::{Rule, Rules, StateKind};
+use grove_optim::{Rule, StateKind};
 use tch::Tensor;
 
 use crate::checkpoint::{Dtype, TensorFile};
 use crate::error::Error;
 use crate::pass::Traffic;
+use crate::rules::Rules;
 use crate::state::UnitState;
 
 /// Brings working copies to the model that is to be evaluated and kept. Returns whether that is

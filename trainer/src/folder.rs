@@ -3,7 +3,6 @@
 use std::fs;
 
 use grove_data::Stage;
-use grove_optim::Rules;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
@@ -11,6 +10,7 @@ use crate::config::{OnChange, Plan};
 use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
 use crate::eval_point::masters_to_average;
+use crate::rules::Rules;
 use crate::saving::{self, Optimizer};
 use crate::state::RunState;
 

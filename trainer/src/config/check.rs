@@ -233,7 +233,8 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
         }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
-            let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
+            let rest = settings.number("optim.rest.weight_decay").unwrap_or(0.0);
+            let decay = settings.number("optim.weight_decay").unwrap_or(1.0).max(rest);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
         }
     }
