@@ -215,24 +215,11 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let because = format!("schedule.weight_decay = {own:?}");
             blocked(own != "constant", "schedule.weight_decay", because)
         }
-        Applies::Ramp => {
-            let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
-            blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
-        }
         Applies::Validation => {
             let keys = ["data.validation_fraction", "data.validation_tokens"];
             let some = keys.iter().any(|key| settings.by_path.contains_key(*key));
             let because = "neither data.validation_fraction nor data.validation_tokens is set";
             blocked(some, keys[0], because.to_owned())
-        }
-        Applies::Sampling => {
-            let tokens = settings.number("sample.tokens").unwrap_or(0.0);
-            blocked(tokens != 0.0, "sample.tokens", "sample.tokens = 0".to_owned())
-        }
-        Applies::RandomSampling => {
-            let temperature = settings.number("sample.temperature").unwrap_or(1.0);
-            let because = "sample.temperature = 0 takes the largest logit".to_owned();
-            blocked(temperature != 0.0, "sample.temperature", because)
         }
         Applies::Biases => {
             let family = word("model.model_type", "gpt2");
@@ -240,17 +227,30 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
-        Applies::Spikes => {
-            let zscore = settings.number("guard.spike_zscore").unwrap_or(0.0);
-            let because = "guard.spike_zscore = 0 looks for no spikes".to_owned();
-            blocked(zscore != 0.0, "guard.spike_zscore", because)
-        }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
-        Applies::Decay => {
-            let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
-            blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
-        }
+        Applies::Ramp
+        | Applies::Sampling
+        | Applies::RandomSampling
+        | Applies::Spikes
+        | Applies::Decay => switched_off(settings, applies),
     }
+}
+
+/// What a number of 0 switches off.
+fn switched_off(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let (key, default, because) = match applies {
+        Applies::Ramp => ("batch.ramp_steps", 0.0, "batch.ramp_steps = 0"),
+        Applies::Sampling => ("sample.tokens", 0.0, "sample.tokens = 0"),
+        Applies::RandomSampling => {
+            ("sample.temperature", 1.0, "sample.temperature = 0 takes the largest logit")
+        }
+        Applies::Spikes => {
+            ("guard.spike_zscore", 0.0, "guard.spike_zscore = 0 looks for no spikes")
+        }
+        _ => ("optim.weight_decay", 1.0, "optim.weight_decay = 0"),
+    };
+    let is_off = settings.number(key).unwrap_or(default) == 0.0;
+    is_off.then(|| Obstacle { key, because: because.to_owned() })
 }
 
 /// What goes wrong may skip or rewind, at a spike too where spikes are looked for.

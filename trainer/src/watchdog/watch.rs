@@ -14,7 +14,7 @@ use super::judge::{Cause, Finding, judge};
 use super::meeting::{Meeting, NUM_HUBS};
 use super::own::Own;
 use super::table::Table;
-use super::{LastWord, STALLED, say, stacks, stacks_file};
+use super::{LastWord, STALLED, process, say, stacks, stacks_file};
 use crate::beacon::LastSeen;
 use crate::config::WatchdogPlan;
 
@@ -251,6 +251,10 @@ impl Watch {
             let _ = stacks::append_for(&file, &title, pid);
         }
         self.leave_stacks(step).await;
+        if finding.cause == Cause::Vanished {
+            // Where it cannot be ended the run is over all the same.
+            let _ = process::end_launcher_later();
+        }
         exit(STALLED);
     }
 }
