@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 16] = [
+const ORDER: &[&[&str]] = &[
     &["kernel"],
     &["model"],
     &["metrics"],

@@ -10,7 +10,7 @@ use super::plan::{OnChange, Plan};
 /// Keys and tables that may change over a resume: where results go, how often things are reported,
 /// how the same numbers are computed (to rounding), and what happens when something goes wrong. All others have a meaning, new keys too
 /// until they are added here.
-const HARMLESS: [&str; 13] = [
+const HARMLESS: &[&str] = &[
     "device",
     "run.dir",
     "memory.",
