@@ -119,7 +119,7 @@ fn a_schedule_free_checkpoint_holds_the_average_and_both_points() {
         if precision == "fp32" && zero == 0 {
             let text =
                 fs::read_to_string(program.path(&dir).join("metrics.jsonl")).expect("metrics");
-            let last = text.lines().filter(|line| line.contains("\"eval\"")).next_back();
+            let last = text.lines().rfind(|line| line.contains("\"eval\""));
             let record: serde_json::Value =
                 serde_json::from_str(last.expect("an evaluation")).expect("JSON");
             let loss = record["loss"].as_f64().expect("a loss");
