@@ -12,6 +12,7 @@ const ORDER: &[&[&str]] = &[
     &[
         "checkpoint",
         "config",
+        "exchange",
         "signals",
         "beacon",
         "clock",
@@ -29,7 +30,7 @@ const ORDER: &[&[&str]] = &[
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving"],
-    &["folder", "loaded", "coordinates", "replay"],
+    &["folder", "loaded", "coordinates", "replay", "starting"],
     &["run"],
     &["cli"],
     &["job"],

@@ -1,13 +1,14 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `curvature` compares estimates with exact derivatives, `coordinates` one width with another;
+//! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives, `coordinates` one width with another;
 //! `families`, `rules`, `resume`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
 mod coordinates;
 mod curvature;
+mod exchange;
 mod families;
 mod faults;
 mod fixture;

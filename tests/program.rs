@@ -191,6 +191,11 @@ impl Program {
         self.succeed(&["ckpt", "hash", &folder]).trim().to_owned()
     }
 
+    /// `ckpt hash` of a checkpoint's folder.
+    pub(crate) fn hash_of(&self, folder: &str) -> String {
+        self.succeed(&["ckpt", "hash", folder]).trim().to_owned()
+    }
+
     /// `(step, loss)` of every step record of a run, with the loss as it was written.
     pub(crate) fn losses(&self, run: &str) -> Vec<(u64, f64)> {
         let number = |record: &serde_json::Value| {

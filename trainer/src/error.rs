@@ -215,6 +215,21 @@ pub enum Error {
     /// The checkpoint module's.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// The exchange module's.
+    #[error(transparent)]
+    Exchange(#[from] crate::exchange::Error),
+    /// The weights to start from are of another model.
+    #[error(
+        "{from} (init.from) is another model than [model] says; these keys differ:\n{}\nmake \
+         [model] equal to it",
+        .differences.iter().map(|d| format!("  {d}")).collect::<Vec<_>>().join("\n")
+    )]
+    OtherModel {
+        /// What the weights were to come from.
+        from: PathBuf,
+        /// One line for each key.
+        differences: Vec<String>,
+    },
     /// The config module's.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),

@@ -28,6 +28,8 @@ fn main() -> ExitCode {
         Command::Lost(command) => command.run(out),
         Command::Coordcheck(command) => command.run(out),
         Command::Replay(command) => command.run(out),
+        Command::Import(command) => command.run(out),
+        Command::Export(command) => command.run(out),
         Command::Ckpt(command) => command.run(out),
     };
     match done {

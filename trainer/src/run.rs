@@ -29,6 +29,7 @@ use crate::saving::{self, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::snapshot::Snapshot;
+use crate::starting;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
@@ -142,7 +143,7 @@ impl<'a> Run<'a> {
             Some(checkpoint) => {
                 folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?;
             }
-            None => state.initialize(compute, plan.seed),
+            None => starting::start(plan, compute, &mut state)?,
         }
         exclude(plan, &mut state)?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);

@@ -203,6 +203,20 @@ impl RunState {
         }
     }
 
+    /// Fills the masters by what `fill` does for each unit, and all else from them, as
+    /// [`RunState::initialize`] does.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn start_from<E>(&mut self, fill: impl Fn(&UnitState) -> Result<(), E>) -> Result<(), E> {
+        for unit in &mut self.units {
+            fill(unit)?;
+            start_states(unit);
+        }
+        self.round_masters();
+        Ok(())
+    }
+
     /// Rounds the masters to this rank's part of the working copies, as an update does.
     pub fn round_masters(&mut self) {
         for unit in &self.units {

@@ -13,6 +13,7 @@ use super::*;
 use crate::guard::GuardRecord;
 
 mod damage;
+mod inspection;
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()

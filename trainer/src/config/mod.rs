@@ -32,10 +32,10 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
-    EvalPlan, Group, GroupPlan, GuardPlan, Home, MemoryPlan, MetricsPlan, OnChange, OptimPlan,
-    ParallelPlan, PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute, Reduction, Rule,
-    RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, StateDtype, Tokenizer,
-    Validation, WatchdogPlan,
+    EvalPlan, Group, GroupPlan, GuardPlan, Home, InitPlan, MemoryPlan, MetricsPlan, OnChange,
+    OptimPlan, ParallelPlan, PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute, Reduction,
+    Rule, RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, StateDtype,
+    Tokenizer, Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

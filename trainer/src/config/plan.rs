@@ -2,6 +2,7 @@
 //! itself a configuration, apart from its `[derived]` table.
 
 mod guard;
+mod init;
 mod optim;
 mod schedule;
 
@@ -13,6 +14,7 @@ use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
+pub use init::InitPlan;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 
@@ -29,6 +31,9 @@ pub struct Plan {
     pub run: RunPlan,
     /// The model, under its Hugging Face keys.
     pub model: ModelConfig,
+    /// What the weights start from.
+    #[serde(default)]
+    pub init: InitPlan,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.

@@ -26,6 +26,8 @@ pub(super) struct RunConfig {
     pub(super) run: RunTable,
     pub(super) model: ModelTable,
     #[serde(default)]
+    pub(super) init: InitTable,
+    #[serde(default)]
     pub(super) data: DataTable,
     pub(super) batch: BatchTable,
     #[serde(default)]
@@ -119,6 +121,12 @@ pub(super) struct ModelTable {
 pub(super) enum Family {
     Llama,
     Gpt2,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InitTable {
+    pub(super) from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -156,6 +156,8 @@ pub(super) const KEYS: &[Key] = &[
     key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
     key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
 
+    key("init.from", InputPath, "a model whose weights the run starts from"),
+
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
     key("data.tokenizer", Tokenizer, "\"bytes\" or a tokenizer file"),

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home,
-    MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan,
-    SamplePlan, Tokenizer, Validation,
+    InitPlan, MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction,
+    RunPlan, SamplePlan, Tokenizer, Validation,
 };
 use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
 use crate::model::config::{ModelConfig, Precision};
@@ -56,6 +56,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         precision: config.precision.unwrap_or(Precision::Bf16),
         device: config.device.unwrap_or(Device::Auto),
         run: RunPlan { dir: run_dir(config), steps },
+        init: InitPlan { from: config.init.from.clone() },
         optim: optim::resolve(&config.optim, &spec, &mut problems),
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
