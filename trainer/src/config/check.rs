@@ -207,37 +207,38 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let because = "schedule.from_step is not set".to_owned();
             blocked(set, "schedule.from_step", because)
         }
-        Applies::Ramp => {
-            let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
-            blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
-        }
-        Applies::Sampling => {
-            let tokens = settings.number("sample.tokens").unwrap_or(0.0);
-            blocked(tokens != 0.0, "sample.tokens", "sample.tokens = 0".to_owned())
-        }
-        Applies::RandomSampling => {
-            let temperature = settings.number("sample.temperature").unwrap_or(1.0);
-            let because = "sample.temperature = 0 takes the largest logit".to_owned();
-            blocked(temperature != 0.0, "sample.temperature", because)
-        }
         Applies::Biases => {
             let family = word("model.model_type", "gpt2");
             let because = format!("model.model_type = {family:?} has no biases");
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
-        Applies::Spikes => {
-            let zscore = settings.number("guard.spike_zscore").unwrap_or(0.0);
-            let because = "guard.spike_zscore = 0 looks for no spikes".to_owned();
-            blocked(zscore != 0.0, "guard.spike_zscore", because)
-        }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
             let rest = settings.number("optim.rest.weight_decay").unwrap_or(0.0);
             let decay = settings.number("optim.weight_decay").unwrap_or(1.0).max(rest);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
         }
+        Applies::Ramp | Applies::Sampling | Applies::RandomSampling | Applies::Spikes => {
+            switched_off(settings, applies)
+        }
     }
+}
+
+/// What a number of 0 switches off.
+fn switched_off(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let (key, default, because) = match applies {
+        Applies::Ramp => ("batch.ramp_steps", 0.0, "batch.ramp_steps = 0"),
+        Applies::RandomSampling => {
+            ("sample.temperature", 1.0, "sample.temperature = 0 takes the largest logit")
+        }
+        Applies::Spikes => {
+            ("guard.spike_zscore", 0.0, "guard.spike_zscore = 0 looks for no spikes")
+        }
+        _ => ("sample.tokens", 0.0, "sample.tokens = 0"),
+    };
+    let is_off = settings.number(key).unwrap_or(default) == 0.0;
+    is_off.then(|| Obstacle { key, because: because.to_owned() })
 }
 
 /// What goes wrong may skip or rewind, at a spike too where spikes are looked for.
