@@ -373,4 +373,6 @@ fn a_record_that_does_not_fit_leaves_no_torn_line_and_writing_goes_on_later() {
     let last = records_in(&path).last().map(Record::step);
     assert!(written > 10 && full == written, "{full} whole lines of {written} written");
     assert!(later.is_ok() && last == Some(1000), "{later:?}");
+    // The one that found no room has waited.
+    assert_eq!(records_in(&path).len(), written + 2);
 }
