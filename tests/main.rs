@@ -1,7 +1,7 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `families`, `resume` and `faults` run the program, `hosts` on two hosts; `cli` checks what
+//! same; `families`, `resume`, `saving` and `faults` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
@@ -15,4 +15,5 @@ mod program;
 mod ranks;
 mod recompute;
 mod resume;
+mod saving;
 mod zero;

@@ -1,6 +1,7 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
-use std::num::NonZeroUsize;
+mod saves;
+
 use std::time::Instant;
 
 use grove_data::{Prefetcher, Tokenizer, Validation};
@@ -8,26 +9,29 @@ use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
 use crate::beacon::Beacon;
-use crate::checkpoint::{self, Damaged};
+use crate::checkpoint::AllowedChange;
 use crate::clock::Clock;
 use crate::config::{self, Plan};
 use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate};
 use crate::folder::{self, Found};
-use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
+use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
 use crate::report::{Costs, Rates, Spent, memory_by_category, plan_lines, step_record};
+use crate::run_lock::RunLock;
 use crate::sample::{Sampling, continue_tokens};
-use crate::saving::{self, WholeState};
+use crate::saver::Saver;
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
-use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
+use crate::step_numbers::{Word, agree_on, agree_to_stop, sum_integers};
+
+use saves::Saves;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +66,11 @@ pub fn train(
     {
         ending = Err(error);
     }
+    if matches!(ending, Err(Error::NotFinite { .. }))
+        && let Err(error) = run.finish_save()
+    {
+        run.sinks.progress().warn(&error.to_string());
+    }
     run.say_costs();
     run.sinks.finish();
     if ending.is_err() {
@@ -78,9 +87,11 @@ struct Run<'a> {
     recipe: Recipe,
     state: RunState,
     traffic: Traffic<'a>,
-    /// The step of the newest checkpoint; 0 if there is none.
-    saved_step: u64,
+    saver: Saver,
+    saves: Saves,
     fingerprint: String,
+    /// The changes of meaning over resumes that the user allowed.
+    allowed_changes: Vec<AllowedChange>,
     batches: Prefetcher,
     validation: Option<Validation>,
     sinks: Sinks,
@@ -88,7 +99,10 @@ struct Run<'a> {
     energy: EnergyMeter,
     peak_flops: f64,
     costs: Costs,
-    damaged: Vec<Damaged>,
+    /// What is to be said once something can be said.
+    warnings: Vec<String>,
+    /// On rank 0: held as long as the run may write.
+    _lock: Option<RunLock>,
 }
 
 impl<'a> Run<'a> {
@@ -102,9 +116,9 @@ impl<'a> Run<'a> {
         // Before anything that depends on the plan: ranks of different plans make different calls.
         let program = hashed(env!("GROVE_SOURCE"));
         agree_on(collective, [("the program", program), ("the plan", hashed(&plan.to_toml()))])?;
+        let Found { lock, checkpoint: resumed, warnings } = folder::open(plan, collective, host)?;
         // A folder that cannot hold a beacon costs the word of a killed rank, not the run.
         let beacon = Beacon::light(&plan.run.dir, collective.rank(), host).ok();
-        let Found { checkpoint: resumed, damaged } = folder::open(plan, collective)?;
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
@@ -113,12 +127,15 @@ impl<'a> Run<'a> {
         let recipe = recipe(plan, compute, collective.degree())?;
         let mut state = allocate(plan, &recipe, &sharding)?;
         let compute = &recipe.compute;
-        match &resumed {
+        let allowed_changes = match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?;
+                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?
             }
-            None => state.initialize(compute, plan.seed),
-        }
+            None => {
+                state.initialize(compute, plan.seed);
+                Vec::new()
+            }
+        };
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
@@ -136,9 +153,11 @@ impl<'a> Run<'a> {
         };
         let mut run = Self {
             batches: data.batches(plan, collective, state.step)?,
-            saved_step: state.step,
+            saver: saves::saver(plan, collective)?,
+            saves: Saves::after(state.step),
             sinks: open_sinks(plan, collective, state.step)?,
             fingerprint: data.fingerprint,
+            allowed_changes,
             clock: Clock::with_beacon(beacon),
             energy: EnergyMeter::start(),
             plan,
@@ -150,7 +169,8 @@ impl<'a> Run<'a> {
             validation,
             peak_flops,
             costs: Costs::default(),
-            damaged,
+            warnings,
+            _lock: lock,
         };
         run.say_start();
         Ok(Some(run))
@@ -165,25 +185,25 @@ impl<'a> Run<'a> {
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
             let started = Instant::now();
+            let word = Word { stop: self.stop, saves: self.saver.counts() };
             let outcome = train_step(
                 &self.recipe,
                 &mut self.state,
                 &mut self.batches,
                 &mut self.traffic,
-                self.stop,
+                word,
                 &mut self.clock,
             )?;
             self.record(&outcome, started);
+            self.hear_of_save(outcome.saves)?;
             if outcome.stop || (self.eval_is_due() && self.eval()? == Evaluation::Stopped) {
                 return self.interrupt();
             }
             if self.save_is_due() {
-                self.save(OnFailure::Warn)?;
+                self.begin_save()?;
             }
         }
-        if self.saved_step < self.state.step {
-            self.save(OnFailure::End)?;
-        }
+        self.save_the_last()?;
         Ok(Ending::Finished)
     }
 
@@ -192,14 +212,8 @@ impl<'a> Run<'a> {
         self.plan.eval.is_some_and(|eval| last || is_due(self.state.step, eval.every))
     }
 
-    fn save_is_due(&self) -> bool {
-        is_due(self.state.step, self.plan.checkpoint.every)
-    }
-
     fn interrupt(&mut self) -> Result<Ending, Error> {
-        if self.saved_step < self.state.step {
-            self.save(OnFailure::End)?;
-        }
+        self.save_the_last()?;
         let (step, steps) = (self.state.step, self.plan.run.steps);
         let line = format!("stopped at step {step} of {steps}; continue with --resume");
         self.sinks.progress().note(&line);
@@ -211,9 +225,13 @@ impl<'a> Run<'a> {
         self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
         let spent = Spent {
             communication: self.collective.ledger().take_step(),
-            memory: memory_by_category(&self.state, &self.traffic, &self.clock),
+            memory: MemoryByCategory {
+                snapshot: self.saver.buffer_bytes(),
+                ..memory_by_category(&self.state, &self.traffic, &self.clock)
+            },
             phases: self.clock.take(),
             step_seconds: started.elapsed().as_secs_f64(),
+            save_seconds: self.saves.take_seconds(),
             energy_joules: self.energy.joules(),
         };
         self.costs.add(outcome, &spent);
@@ -237,42 +255,6 @@ impl<'a> Run<'a> {
             });
         }
         Ok(evaluation)
-    }
-
-    /// Rank 0 saves, the others wait; all know whether it is saved.
-    ///
-    /// # Collectives
-    /// The gathers of [`saving::gather`], and one all-reduce.
-    fn save(&mut self, on_failure: OnFailure) -> Result<(), Error> {
-        self.clock.show("save");
-        self.traffic.residents.settle()?;
-        let whole = saving::gather(&self.state, &self.traffic.sharding)?;
-        let saved = whole.map_or(Ok(()), |whole| self.save_here(&whole));
-        let failed = i64::from(saved.is_err());
-        if sum_integers(self.collective, &[failed], "failed saves")? == [0] {
-            self.saved_step = self.state.step;
-        } else if on_failure == OnFailure::End {
-            return saved.and(Err(Error::NotSaved { step: self.state.step }));
-        } else if let Err(error) = saved {
-            let kept = self.saved_step;
-            let line = format!("{error}; the run goes on, its last checkpoint is step {kept}");
-            self.sinks.progress().warn(&line);
-        }
-        Ok(())
-    }
-
-    fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
-        let folder = {
-            let what = (whole, &self.recipe.rule);
-            saving::save(self.plan, &self.state, what, &self.fingerprint)?
-        };
-        let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
-            .expect("the plan keeps at least one checkpoint");
-        self.sinks.progress().note(&format!("saved {}", folder.display()));
-        if let Err(error) = checkpoint::prune(&self.plan.run.dir, keep) {
-            self.sinks.progress().warn(&format!("{error}; older checkpoints stay"));
-        }
-        Ok(())
     }
 
     /// Prints a sample of text, which all ranks compute. A rank without the tokenizer costs the
@@ -352,8 +334,8 @@ impl<'a> Run<'a> {
             self.peak_flops / 1e9,
         );
         self.sinks.progress().note(&line);
-        for damaged in &self.damaged {
-            self.sinks.progress().warn(&format!("{}; it is passed over", damaged.error));
+        for warning in std::mem::take(&mut self.warnings) {
+            self.sinks.progress().warn(&warning);
         }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
@@ -366,15 +348,6 @@ impl<'a> Run<'a> {
 fn hashed(text: &str) -> i64 {
     let hash = Sha256::digest(text.as_bytes());
     i64::from_le_bytes(std::array::from_fn(|i| hash[i]))
-}
-
-/// What a failed save does to the run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OnFailure {
-    /// A warning: there will be another save.
-    Warn,
-    /// The end: there is none after this one.
-    End,
 }
 
 /// Whether something that is due every `every` steps (0: never) is due after `step`.

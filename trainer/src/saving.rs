@@ -5,81 +5,121 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use grove_optim::{Rule, StateSpec, Storage};
-use grove_parallel::Reduction;
-use grove_parallel::layout::{ParamPlace, Segment};
+use grove_parallel::layout::Segment;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{
-    self, Checkpoint, Contents, Dtype, ExtraFile, RunStateRecord, TensorFile, TensorRecord,
-    TensorSpec,
+    self, AllowedChange, Blueprint, Checkpoint, Dtype, ExtraFile, Part, RunStateRecord, SmallFiles,
+    Snapshot, TensorFile, TensorList, TensorSpec,
 };
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
-use crate::sharding::Sharding;
+use crate::sharding::Placement;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
 
-/// The state of all ranks in this rank's host memory.
-#[derive(Debug)]
-pub struct WholeState {
-    units: Vec<HostUnit>,
-}
-
-/// Brings the shards of all ranks together, on rank 0; the others get nothing. Working copies must
-/// be settled.
-///
-/// # Errors
-/// If a gather fails.
-///
-/// # Collectives
-/// Over the first shard group, for each unit: an all-gather of masters, and an all-reduce of each
-/// form of state.
-pub fn gather(
-    state: &RunState,
-    sharding: &Sharding<'_>,
-) -> Result<Option<WholeState>, grove_parallel::Error> {
-    let mut units = Vec::new();
-    if sharding.placement.replica() > 0 {
-        return Ok(None);
-    }
+/// What is stored of a run's tensors, the same on every rank.
+pub fn tensor_list(state: &RunState, rule: &Rule) -> TensorList {
+    let (mut model, mut masters, mut optimizer) = (Vec::new(), Vec::new(), Vec::new());
     for unit in &state.units {
-        let whole = HostUnit::gather(unit, sharding)?;
-        if sharding.placement.rank == 0 {
-            units.push(whole);
+        model.extend(specs(unit, &unit.working));
+        masters.extend(specs(unit, &unit.masters));
+        for param in &unit.spec.params {
+            let numel = param.shape.iter().product::<i64>() as usize;
+            let states = rule.state_specs(numel).iter();
+            optimizer.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
         }
     }
-    Ok((sharding.placement.rank == 0).then_some(WholeState { units }))
+    TensorList { model, masters, optimizer }
 }
 
-/// Saves the state as a checkpoint in the run's folder and returns its folder.
+/// Copies what this rank brings to a checkpoint into `buffer`, the memory of an earlier snapshot:
+/// its share of the masters, working copies and optimizer state that it holds, which replicas
+/// divide among themselves. Working copies must be settled.
 ///
 /// # Errors
-/// If it cannot be written; earlier checkpoints are then as they were.
-pub fn save(
-    plan: &Plan,
+/// If the blueprint is not that of the state's tensors.
+pub fn snapshot(
     state: &RunState,
-    (whole, rule): (&WholeState, &Rule),
-    fingerprint: &str,
-) -> Result<PathBuf, Error> {
-    let hosts = &whole.units;
-    let mut model = Vec::new();
-    let mut masters = Vec::new();
-    let mut optimizer = Vec::new();
-    for (unit, host) in state.units.iter().zip(hosts) {
-        records(unit, &host.working, "", &mut model);
-        records(unit, &host.masters, "", &mut masters);
-        for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
-            for wanted in rule.state_specs(place.numel) {
-                let (_, flat) = host
-                    .states
-                    .iter()
-                    .find(|(spec, _)| spec == wanted)
-                    .expect("a unit has a buffer for every form of state of its parameters");
-                optimizer.push(state_record(*wanted, param, place, flat));
+    placement: &Placement,
+    blueprint: &Blueprint,
+    buffer: Vec<u8>,
+) -> Result<Snapshot, checkpoint::Error> {
+    let mut values = Vec::new();
+    for unit in &state.units {
+        // Counted from the first element that is here.
+        let brought = placement.summed(&unit.layout);
+        let brought = brought.start - unit.owned.start..brought.end - unit.owned.start;
+        for segment in &unit.segments {
+            let start = segment.range.start.max(brought.start);
+            let end = segment.range.end.min(brought.end);
+            if start < end {
+                collect_values(unit, segment, start..end, &mut values);
             }
         }
     }
+    let mut snapshot = Snapshot::reusing(buffer);
+    let len_bytes = |value: &Value| value.values.numel() * value.values.kind().elt_size_in_bytes();
+    snapshot.reserve(values.iter().map(len_bytes).sum());
+    for Value { places, first, values } in values {
+        let places: Vec<_> = places.iter().map(|(part, name)| (*part, name.as_str())).collect();
+        let values = values.to_device(Device::Cpu);
+        snapshot.add(blueprint, &places, first, view::bytes(&values))?;
+    }
+    Ok(snapshot)
+}
+
+/// Elements of a stored tensor, from the element `first` on.
+struct Value {
+    places: Vec<(Part, String)>,
+    first: usize,
+    values: Tensor,
+}
+
+/// The elements `range` of a segment, counted as the segment's are, of all that is stored of them.
+fn collect_values(
+    unit: &UnitState,
+    segment: &OwnedSegment,
+    range: Range<usize>,
+    values: &mut Vec<Value>,
+) {
+    let param = &unit.spec.params[segment.param];
+    let skipped = range.start - segment.range.start;
+    let first = segment.param_range.start + skipped;
+    let part = |flat: &Tensor| flat.narrow(0, range.start as i64, range.len() as i64);
+    let place = |part: Part| (part, param.name.clone());
+    let masters = |places| Value { places, first, values: part(&unit.masters) };
+    if unit.working.kind() == unit.masters.kind() {
+        values.push(masters(vec![place(Part::Model), place(Part::Masters)]));
+    } else {
+        let working = part(&unit.owned_working());
+        values.push(Value { places: vec![place(Part::Model)], first, values: working });
+        values.push(masters(vec![place(Part::Masters)]));
+    }
+    for &(buffer, position) in &segment.places {
+        let StateBuffer { spec, flat } = &unit.states[buffer];
+        // Ranks and replicas are cut at multiples of the blocks that share a scale.
+        let count = |numel: usize| spec.storage.num_elements(numel);
+        let (start, len) = (count(position + skipped) as i64, count(range.len()) as i64);
+        values.push(Value {
+            places: vec![(Part::Optimizer, state_name(*spec, param))],
+            first: count(first),
+            values: flat.narrow(0, start, len),
+        });
+    }
+}
+
+/// What a checkpoint holds beside tensors.
+///
+/// # Errors
+/// If a file of the tokenizer cannot be read.
+pub fn small_files(
+    plan: &Plan,
+    state: &RunState,
+    fingerprint: &str,
+    allowed_changes: &[AllowedChange],
+) -> Result<SmallFiles, checkpoint::Error> {
     let parameter_steps: BTreeMap<_, _> =
         state.params().map(|(_, _, param)| (param.name.clone(), state.step)).collect();
     let run_state = RunStateRecord {
@@ -91,17 +131,10 @@ pub fn save(
         data_fingerprint: fingerprint.to_owned(),
         plan_toml: plan.to_toml(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        allowed_changes: allowed_changes.to_vec(),
     };
     let config_json = plan.model.to_hf_json(plan.precision);
-    let contents = Contents {
-        config_json: &config_json,
-        model,
-        masters,
-        optimizer,
-        run_state,
-        extra_files: tokenizer_files(plan),
-    };
-    Ok(checkpoint::save(&plan.run.dir, &contents)?)
+    SmallFiles::new(&config_json, &run_state, &tokenizer_files(plan))
 }
 
 /// Fills a state's buffers and counters from a checkpoint of the same model and rule; of the
@@ -110,20 +143,11 @@ pub fn save(
 /// # Errors
 /// If tensors are missing, superfluous, or of another shape or dtype: all are named.
 pub fn load(state: &mut RunState, rule: &Rule, checkpoint: &Checkpoint) -> Result<(), Error> {
-    let mut expected = (Vec::new(), Vec::new());
+    let TensorList { masters, optimizer, .. } = tensor_list(state, rule);
+    checkpoint.masters().check_names(&masters)?;
+    checkpoint.optimizer().check_names(&optimizer)?;
     for unit in &state.units {
-        expected.0.extend(specs(unit, &unit.masters, ""));
-        for param in &unit.spec.params {
-            let numel = param.shape.iter().product::<i64>() as usize;
-            let states = rule.state_specs(numel).iter();
-            expected.1.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
-        }
-    }
-    checkpoint.masters().check_names(&expected.0)?;
-    checkpoint.optimizer().check_names(&expected.1)?;
-    for unit in &state.units {
-        let owned = || unit.owned.clone();
-        fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
+        fill(unit, (unit.owned.clone(), &unit.masters), checkpoint.masters())?;
         fill_states(unit, checkpoint.optimizer())?;
     }
     let saved = checkpoint.run_state();
@@ -140,7 +164,7 @@ pub fn load(state: &mut RunState, rule: &Rule, checkpoint: &Checkpoint) -> Resul
 pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error> {
     let mut expected = Vec::new();
     for unit in units {
-        for spec in specs(unit, &unit.working, "") {
+        for spec in specs(unit, &unit.working) {
             let dtype = model.get(&spec.name).map_or(spec.dtype, |found| found.spec.dtype);
             expected.push(TensorSpec { dtype, ..spec });
         }
@@ -148,89 +172,15 @@ pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error
     model.check_names(&expected)?;
     units.iter().try_for_each(|unit| {
         let whole = 0..unit.layout.padded_numel();
-        fill(unit, (whole, &unit.working), model, "")
+        fill(unit, (whole, &unit.working), model)
     })
-}
-
-/// A unit's whole buffers in host memory: the buffers themselves where they are whole and there.
-#[derive(Debug)]
-struct HostUnit {
-    working: Tensor,
-    masters: Tensor,
-    /// Each form of state, at the places of the parameters in the unit.
-    states: Vec<(StateSpec, Tensor)>,
-}
-
-impl HostUnit {
-    fn gather(unit: &UnitState, sharding: &Sharding<'_>) -> Result<Self, grove_parallel::Error> {
-        let states = (0..unit.states.len()).map(|buffer| whole_state(unit, buffer, sharding));
-        let states = states.collect::<Result<_, _>>()?;
-        let masters = whole_masters(unit, sharding)?;
-        let working = match unit.holds_whole_working() {
-            true => unit.working.to_device(Device::Cpu),
-            // As an update rounds them.
-            false => masters.to_kind(unit.working.kind()),
-        };
-        Ok(Self { working, masters, states })
-    }
-}
-
-fn whole_masters(
-    unit: &UnitState,
-    sharding: &Sharding<'_>,
-) -> Result<Tensor, grove_parallel::Error> {
-    let owned = unit.masters.to_device(Device::Cpu);
-    if unit.owned.len() == unit.layout.padded_numel() {
-        return Ok(owned);
-    }
-    let kind = (owned.kind(), Device::Cpu);
-    let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
-    let name = format!("masters of {}", unit.spec.name);
-    sharding.shards().all_gather(&owned, &whole, &name)?.wait()?;
-    Ok(whole)
-}
-
-/// One form of state of a whole unit. The ranks' parts differ in length, so they are laid into
-/// zeros and added up: as integers, which changes no bit.
-fn whole_state(
-    unit: &UnitState,
-    buffer: usize,
-    sharding: &Sharding<'_>,
-) -> Result<(StateSpec, Tensor), grove_parallel::Error> {
-    let StateBuffer { spec, flat } = &unit.states[buffer];
-    let (storage, flat) = (spec.storage, flat.to_device(Device::Cpu));
-    let places = || {
-        let place = |(segment, &(index, first)): (_, &(usize, usize))| {
-            (index == buffer).then_some((segment, first))
-        };
-        let all = unit.segments.iter().flat_map(|segment: &OwnedSegment| {
-            segment.places.iter().map(move |place| (segment, place))
-        });
-        all.filter_map(place)
-    };
-    let alone = unit.owned.len() == unit.layout.padded_numel();
-    if alone && places().all(|(segment, first)| first == segment.range.start) {
-        return Ok((*spec, flat));
-    }
-    let count = |numel: usize| storage.num_elements(numel) as i64;
-    let whole = Tensor::zeros([count(unit.layout.padded_numel())], (flat.kind(), Device::Cpu));
-    for (segment, first) in places() {
-        let (position, len) = (unit.owned.start + segment.range.start, count(segment.range.len()));
-        whole.narrow(0, count(position), len).copy_(&flat.narrow(0, count(first), len));
-    }
-    if !alone {
-        let words = whole.view_dtype(Kind::Int);
-        let name = format!("{} of {}", spec.kind.name(), unit.spec.name);
-        sharding.shards().all_reduce(&words, Reduction::Sum, &name)?.wait()?;
-    }
-    Ok((*spec, whole))
 }
 
 /// What is stored of one state of a parameter.
 fn state_spec(spec: StateSpec, param: &ParamSpec, accumulation: Kind) -> TensorSpec {
     let shape: Vec<usize> = param.shape.iter().map(|&size| size as usize).collect();
     TensorSpec {
-        name: format!("{}/{}", spec.kind.name(), param.name),
+        name: state_name(spec, param),
         dtype: dtype(storage_dtype(spec.storage, accumulation)),
         shape: match spec.storage {
             Storage::BlockScale => vec![spec.storage.num_elements(shape.iter().product())],
@@ -239,39 +189,15 @@ fn state_spec(spec: StateSpec, param: &ParamSpec, accumulation: Kind) -> TensorS
     }
 }
 
-/// One state of a parameter, borrowed from the whole unit's.
-fn state_record<'a>(
-    spec: StateSpec,
-    param: &ParamSpec,
-    place: &ParamPlace,
-    flat: &'a Tensor,
-) -> TensorRecord<'a> {
-    let (size, count) = (flat.kind().elt_size_in_bytes(), |n| spec.storage.num_elements(n));
-    let start = count(place.offset);
-    let bytes = &view::bytes(flat)[start * size..(start + count(place.numel)) * size];
-    TensorRecord { spec: state_spec(spec, param, flat.kind()), bytes: bytes.into() }
-}
-
-/// Appends a record for each parameter of a flat host buffer, which is borrowed.
-fn records<'a>(
-    unit: &UnitState,
-    flat: &'a Tensor,
-    prefix: &str,
-    records: &mut Vec<TensorRecord<'a>>,
-) {
-    let (bytes, size) = (view::bytes(flat), flat.kind().elt_size_in_bytes());
-    for (spec, place) in specs(unit, flat, prefix).zip(unit.layout.params()) {
-        let range = place.range();
-        let bytes = &bytes[range.start * size..range.end * size];
-        records.push(TensorRecord { spec, bytes: bytes.into() });
-    }
+fn state_name(spec: StateSpec, param: &ParamSpec) -> String {
+    format!("{}/{}", spec.kind.name(), param.name)
 }
 
 /// What a flat buffer of a unit stores under which names.
-fn specs(unit: &UnitState, flat: &Tensor, prefix: &str) -> impl Iterator<Item = TensorSpec> {
+fn specs(unit: &UnitState, flat: &Tensor) -> impl Iterator<Item = TensorSpec> {
     let dtype = dtype(flat.kind());
     unit.spec.params.iter().map(move |param| TensorSpec {
-        name: format!("{prefix}{}", param.name),
+        name: param.name.clone(),
         dtype,
         shape: param.shape.iter().map(|&size| size as usize).collect(),
     })
@@ -282,10 +208,9 @@ fn fill(
     unit: &UnitState,
     (owned, flat): (Range<usize>, &Tensor),
     file: &TensorFile,
-    prefix: &str,
 ) -> Result<(), Error> {
     for Segment { param, param_range, unit_range } in unit.layout.segments(owned.clone()) {
-        let stored = file.get(&format!("{prefix}{}", unit.layout.params()[param].name))?;
+        let stored = file.get(&unit.layout.params()[param].name)?;
         let kind = kind(stored.spec.dtype);
         let (size, numel) = (kind.elt_size_in_bytes(), unit_range.len() as i64);
         let bytes = &stored.bytes[param_range.start * size..param_range.end * size];
@@ -301,7 +226,7 @@ fn fill_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
         let param = &unit.spec.params[segment.param];
         for &(buffer, first) in &segment.places {
             let StateBuffer { spec, flat } = &unit.states[buffer];
-            let stored = file.get(&format!("{}/{}", spec.kind.name(), param.name))?;
+            let stored = file.get(&state_name(*spec, param))?;
             let (kind, count) = (kind(stored.spec.dtype), |n| spec.storage.num_elements(n));
             let (start, len) = (count(segment.param_range.start), count(segment.range.len()));
             let size = kind.elt_size_in_bytes();

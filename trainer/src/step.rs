@@ -12,9 +12,8 @@ use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::pass::{Layers, Tokens, Traffic, micro_step};
-use crate::signals::StopRequest;
 use crate::state::RunState;
-use crate::step_numbers::StepNumbers;
+use crate::step_numbers::{SaveCounts, StepNumbers, Word};
 use crate::update::{Update, apply, squared_grad_norm};
 
 /// What stays the same from step to step.
@@ -58,6 +57,8 @@ pub struct StepOutcome {
     pub num_tokens: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
+    /// How far all ranks are with saving.
+    pub saves: SaveCounts,
 }
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
@@ -74,15 +75,15 @@ pub fn train_step(
     state: &mut RunState,
     batches: &mut Prefetcher,
     traffic: &mut Traffic<'_>,
-    stop: &StopRequest,
+    word: Word<'_>,
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
     let mine = gradients(recipe, state, batches, traffic, clock)?;
 
     clock.enter(Phase::Reduce);
-    let StepNumbers { loss, num_tokens, stops } =
-        mine.asked_to_stop(stop).over_ranks(traffic.sharding.world())?;
+    let StepNumbers { loss, num_tokens, stops, saves } =
+        mine.telling(word).over_ranks(traffic.sharding.world())?;
     traffic.sums.finish()?;
 
     clock.enter(Phase::Clip);
@@ -109,7 +110,7 @@ pub fn train_step(
     apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;
     state.num_tokens += num_tokens;
-    Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0 })
+    Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0, saves })
 }
 
 /// Forward and backward of this rank's micro-batches: the summed loss and the tokens.
@@ -146,5 +147,5 @@ fn gradients(
     let losses: Vec<f64> =
         Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
     losses.into_iter().for_each(|value| loss.add(value));
-    Ok(StepNumbers { loss, num_tokens, stops: 0 })
+    Ok(StepNumbers { loss, num_tokens, ..StepNumbers::zero() })
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <run>/checkpoints/step-00000020/
-//!   config.json  model.safetensors  tokenizer.json ...   what any Hugging Face tool loads
+//!   config.json  model.safetensors  tokenizer.json ...   what any Hugging Face tool loads; a large
+//!                                                        model in several files with an index
 //!   grove/masters.safetensors                            masters in fp32 or fp64, by parameter
 //!   grove/optimizer.safetensors                          optimizer state, `<kind>/<parameter>`
 //!   grove/run.json                                       where the run was: [`RunStateRecord`]
@@ -11,10 +12,12 @@
 //!
 //! A checkpoint is written into a `.partial-` folder, put on the disk and published by one
 //! rename; `manifest.json` is written last. So a folder named `step-` whose files have the sizes
-//! of its manifest is whole. Tensors are stored by parameter name and whole, so a checkpoint
-//! loads at any rank count and ZeRO stage. Nothing here knows tensors of the compute library:
+//! of its manifest is whole, and `<run>/latest` leads to the newest one. Tensors are stored by
+//! parameter name and whole, so a checkpoint loads at any rank count and ZeRO stage. The ranks write
+//! side by side: what goes where follows from names and shapes alone ([`Blueprint`]). Nothing here knows tensors of the compute library:
 //! bytes go in and come out.
 
+mod blueprint;
 mod error;
 mod find;
 mod hash;
@@ -24,17 +27,23 @@ mod open;
 mod record;
 mod retain;
 mod save;
+mod small_files;
+mod snapshot;
 mod staging;
 mod tensor_file;
-mod tensor_writer;
+mod tensor_layout;
 #[cfg(test)]
 mod tests;
 
+pub use blueprint::{Blueprint, Part, TensorList};
 pub use error::{Error, Finding, Mismatch};
-pub use find::{Damaged, Survey, Whole, latest, list, survey};
+pub use find::{Damaged, Survey, Whole, folder_of, latest, list, point_latest, survey};
 pub use hash::{hash_masters, hash_tensors};
 pub use open::Checkpoint;
-pub use record::{Dtype, RunStateRecord, TensorRecord, TensorSpec};
+pub use record::{AllowedChange, Dtype, RunStateRecord, TensorRecord, TensorSpec};
 pub use retain::{clear_stale, prune};
-pub use save::{Contents, ExtraFile, save};
+pub use save::{Contents, save};
+pub use small_files::{ExtraFile, SmallFiles};
+pub use snapshot::Snapshot;
+pub use staging::Staging;
 pub use tensor_file::{TensorFile, TensorView};

@@ -1,18 +1,24 @@
 //! What differs between the plan of a checkpoint and the plan of the run that resumes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use toml::{Table, Value};
 
 use super::layers::flatten;
-use super::plan::{Plan, Schedule};
+use super::plan::{Meaning, Plan, Schedule};
 
 /// Keys and tables that may change over a resume: where results go, how often things are reported,
 /// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
-/// until they are added here.
-const HARMLESS: [&str; 9] = [
+/// until they are added here. Where the training tokens lie is harmless, since a resume compares
+/// what they are.
+const HARMLESS: [&str; 13] = [
     "device",
     "run.dir",
+    "data.tokens",
+    "data.text",
+    "data.tokenizer",
+    "data.validation_tokens",
     "memory.",
     "parallel.",
     "eval.",
@@ -22,13 +28,35 @@ const HARMLESS: [&str; 9] = [
     "derived.",
 ];
 
+/// A change of meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What it changes.
+    pub meaning: Meaning,
+    /// As `key: before -> after`.
+    pub text: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// How to allow changes of these meanings, as an override.
+pub fn how_to_allow(meanings: impl Iterator<Item = Meaning>) -> String {
+    let words: BTreeSet<Meaning> = meanings.collect();
+    let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    format!("--set 'checkpoint.allow_changes=[{}]'", words.join(", "))
+}
+
 impl Plan {
-    /// The keys whose change would silently change what a resumed run means, each as
-    /// `key: this plan's value -> the other's`, sorted by key; empty if the run may go on.
+    /// The keys whose change would silently change what a resumed run means, sorted by key; empty if
+    /// the run may go on.
     ///
     /// `self` is the plan of the checkpoint, `other` the plan of the resuming run. A change of
     /// `run.steps` counts unless both schedules are constant, since every other shape depends on it.
-    pub fn meaning_changes(&self, other: &Self) -> Vec<String> {
+    pub fn meaning_changes(&self, other: &Self) -> Vec<Change> {
         let (before, after) = (self.settings(), other.settings());
         let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let shown = |side: &BTreeMap<String, Value>, key: &str| match side.get(key) {
@@ -41,7 +69,10 @@ impl Plan {
         keys.into_iter()
             .filter(|key| before.get(*key) != after.get(*key) && !is_harmless(key))
             .filter(|key| !(steps_are_harmless && *key == "run.steps"))
-            .map(|key| format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)))
+            .map(|key| Change {
+                meaning: Meaning::of_key(key),
+                text: format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)),
+            })
             .collect()
     }
 

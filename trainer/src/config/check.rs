@@ -66,6 +66,9 @@ fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
         Kind::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+        Kind::Words(words) => value.as_array().is_some_and(|list| {
+            list.iter().all(|word| word.as_str().is_some_and(|word| words.contains(&word)))
+        }),
     };
     if fits {
         return None;
@@ -94,6 +97,10 @@ fn type_name(kind: Kind) -> String {
         Kind::OneOf(words) => {
             let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
             quoted.join(" or ")
+        }
+        Kind::Words(words) => {
+            let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+            format!("an array of any of {}", quoted.join(", "))
         }
     }
 }

@@ -29,11 +29,12 @@ mod tests;
 use std::path::Path;
 
 pub use crate::model::config::Precision;
+pub use changes::{Change, how_to_allow};
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    GroupPlan, Home, Meaning, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute,
+    Reduction, Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
 };
 use run_config::RunConfig;
 

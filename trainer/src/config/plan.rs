@@ -1,6 +1,7 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod checkpoint;
 mod optim;
 
 use std::path::PathBuf;
@@ -10,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub(super) use checkpoint::DEFAULT_MAX_SHARD_BYTES;
+pub use checkpoint::{CheckpointPlan, Meaning};
 pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
@@ -261,17 +264,6 @@ pub struct EvalPlan {
     pub every: u64,
     /// Micro-batches of one evaluation; 0 for the whole validation split.
     pub batches: u64,
-}
-
-/// `[checkpoint]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckpointPlan {
-    /// Steps between checkpoints; 0 for only at the end.
-    pub every: u64,
-    /// How many checkpoints stay; at least 1.
-    pub keep_last: u64,
-    /// Whether to go on from the newest checkpoint in the run's folder.
-    pub resume: bool,
 }
 
 /// `[metrics]`.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
-use super::{Backend, Device, Home, Recompute, Reduction, StateDtype, Tokenizer};
+use super::{Backend, Device, Home, Meaning, Recompute, Reduction, StateDtype, Tokenizer};
 use crate::model::config::Precision;
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
@@ -219,7 +219,11 @@ pub(super) struct EvalTable {
 pub(super) struct CheckpointTable {
     pub(super) every: Option<u64>,
     pub(super) keep_last: Option<u64>,
+    pub(super) keep_every: Option<u64>,
+    pub(super) max_shard_bytes: Option<u64>,
     pub(super) resume: Option<bool>,
+    pub(super) fallback: Option<bool>,
+    pub(super) allow_changes: Option<Vec<Meaning>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -1,5 +1,7 @@
 //! The one table of configuration keys: name, type, when each takes effect, and what it means.
 
+use super::plan::Meaning;
+
 /// What a key's value must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -19,6 +21,8 @@ pub(super) enum Kind {
     Tokenizer,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// A list of any of these words.
+    Words(&'static [&'static str]),
 }
 
 /// When a key takes effect.
@@ -85,7 +89,7 @@ impl Key {
 use Applies::{
     Biases, Decay, Family, OwnHead, RandomSampling, Rule, Sampling, Schedule, Validation,
 };
-use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Text, Tokenizer};
+use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Text, Tokenizer, Words};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
@@ -173,7 +177,11 @@ pub(super) const KEYS: &[Key] = &[
 
     key("checkpoint.every", Count, "the steps between checkpoints, 0 for only at the end"),
     key("checkpoint.keep_last", Count, "how many checkpoints stay"),
+    key("checkpoint.keep_every", Count, "the steps whose multiples stay for good, 0 for none"),
+    key("checkpoint.max_shard_bytes", Count, "the bytes of weights above which the model is stored in several files"),
     key("checkpoint.resume", Flag, "whether to go on from the newest checkpoint in run.dir"),
+    key("checkpoint.fallback", Flag, "whether to go on from an earlier checkpoint where the newest is damaged"),
+    key("checkpoint.allow_changes", Words(Meaning::WORDS), "what a resume may change although it changes what the run means"),
 
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),

@@ -39,6 +39,7 @@ fn step_record(step: u64) -> StepRecord {
         flops_per_second: 1.5e12,
         mfu: 0.371,
         step_seconds: 0.2,
+        save_seconds: 0.0,
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
         peak_memory_bytes: 1_288_490_189,
         energy_joules: Some(12.5),

@@ -1,6 +1,7 @@
 //! From a configuration as written to a plan: defaults, derived numbers, and every rule between
 //! values.
 
+mod checkpoint;
 mod model;
 mod optim;
 
@@ -9,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home,
-    MemoryPlan, MetricsPlan, ParallelPlan, Plan, Recompute, Reduction, RunPlan, SamplePlan,
-    Tokenizer, Validation,
+    Backend, BatchPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home, MemoryPlan,
+    MetricsPlan, ParallelPlan, Plan, Recompute, Reduction, RunPlan, SamplePlan, Tokenizer,
+    Validation,
 };
 use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
 use crate::model::config::{ModelConfig, Precision};
@@ -60,7 +61,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             every: config.eval.every.unwrap_or(0),
             batches: config.eval.batches.unwrap_or(0),
         }),
-        checkpoint: checkpoint(config, &mut problems),
+        checkpoint: checkpoint::resolve(&config.checkpoint, &mut problems),
         metrics: metrics(config, &mut problems),
         sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
         derived: Derived {
@@ -257,18 +258,6 @@ fn parallel(config: &RunConfig, problems: &mut Problems) -> ParallelPlan {
         backend: table.backend.unwrap_or(Backend::Auto),
         threads: table.threads.unwrap_or(0),
         check: table.check.unwrap_or(true),
-    }
-}
-
-fn checkpoint(config: &RunConfig, problems: &mut Problems) -> CheckpointPlan {
-    let table = &config.checkpoint;
-    let keep_last = table.keep_last.unwrap_or(2);
-    let remedy = "keep 1 or more, since the newest is the run's result";
-    problems.require(keep_last > 0, "checkpoint.keep_last", keep_last, "must be above 0", remedy);
-    CheckpointPlan {
-        every: table.every.unwrap_or(0),
-        keep_last,
-        resume: table.resume.unwrap_or(false),
     }
 }
 
