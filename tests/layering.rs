@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 15] = [
+const ORDER: &[&[&str]] = &[
     &["kernel"],
     &["model"],
     &["metrics"],
     &[
         "checkpoint",
         "config",
+        "exchange",
         "signals",
         "beacon",
         "clock",
@@ -19,18 +20,21 @@ const ORDER: [&[&str]; 15] = [
         "device",
         "backend",
         "run_lock",
+        "guard",
+        "watchdog",
         "error",
     ],
     &["sharding"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
-    &["update", "pass"],
+    &["update", "pass", "eval_point", "curvature"],
     &["step"],
-    &["recipe", "corpus", "eval", "sample", "report"],
+    &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving", "saver"],
-    &["folder", "loaded"],
+    &["folder", "loaded", "coordinates", "replay", "starting"],
     &["run"],
     &["cli"],
+    &["job"],
     &["lib", "main"],
 ];
 

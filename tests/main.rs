@@ -1,13 +1,18 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `families`, `resume`, `saving` and `faults` run the program, `hosts` on two hosts; `cli` checks what
+//! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives, `coordinates` one width with another;
+//! `families`, `rules`, `resume`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
+mod coordinates;
+mod curvature;
+mod exchange;
 mod families;
 mod faults;
 mod fixture;
+mod guard;
 mod hosts;
 mod layering;
 mod parity;
@@ -15,5 +20,7 @@ mod program;
 mod ranks;
 mod recompute;
 mod resume;
+mod rules;
 mod saving;
+mod watchdog;
 mod zero;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::beacon::Beacon;
-use crate::metrics::Phase;
+use crate::metrics::{Phase, Trace, UnitSeconds};
+use crate::watchdog::Pulse;
 
 /// Adds up wall seconds by phase. Times are the host's: work queued on a GPU is counted where the
 /// host waits for it.
@@ -13,7 +14,9 @@ pub struct Clock {
     seconds: BTreeMap<Phase, f64>,
     running: Option<(Phase, Instant)>,
     beacon: Option<Beacon>,
+    pulse: Pulse,
     activation_bytes: u64,
+    trace: Option<Trace>,
 }
 
 impl Clock {
@@ -22,9 +25,10 @@ impl Clock {
         Self::default()
     }
 
-    /// A stopped clock that shows each phase on `beacon`, if there is one.
-    pub fn with_beacon(beacon: Option<Beacon>) -> Self {
-        Self { beacon, ..Self::default() }
+    /// A stopped clock that shows each phase to other threads by `pulse` and on `beacon`, if there is
+    /// one.
+    pub fn showing(pulse: Pulse, beacon: Option<Beacon>) -> Self {
+        Self { beacon, pulse, ..Self::default() }
     }
 
     /// Ends the running phase and begins `phase`.
@@ -35,8 +39,12 @@ impl Clock {
     /// Ends the running phase and begins `phase` in a unit; the next call in the same phase only
     /// names the next unit.
     pub fn enter_unit(&mut self, phase: Phase, unit: &str) {
+        self.pulse.show(phase.name(), unit);
         if let Some(beacon) = &mut self.beacon {
             beacon.show(phase.name(), unit);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.enter(phase, unit);
         }
         if self.running.is_some_and(|(running, _)| running == phase) {
             return;
@@ -48,13 +56,20 @@ impl Clock {
     /// Shows what is done between steps, which no phase counts.
     pub fn show(&mut self, what: &str) {
         self.stop();
+        self.pulse.show(what, "");
         if let Some(beacon) = &mut self.beacon {
             beacon.show(what, "");
         }
     }
 
-    /// Says on the beacon which step follows.
+    /// Says which round of the step's micro-batches follows, from 0.
+    pub fn begin_round(&mut self, round: u64) {
+        self.pulse.begin_round(round);
+    }
+
+    /// Says which step follows.
     pub fn begin_step(&mut self, step: u64) {
+        self.pulse.begin_step(step);
         if let Some(beacon) = &mut self.beacon {
             beacon.begin_step(step);
         }
@@ -70,8 +85,28 @@ impl Clock {
         self.activation_bytes
     }
 
+    /// Traces phases and units from here on, if it does not already.
+    pub fn begin_trace(&mut self) {
+        self.trace.get_or_insert_with(Trace::begin);
+    }
+
+    /// Seconds by unit and phase since the last call, where there is a trace.
+    pub fn take_unit_seconds(&mut self) -> UnitSeconds {
+        self.stop();
+        self.trace.as_mut().map(Trace::take_unit_seconds).unwrap_or_default()
+    }
+
+    /// Ends the trace, if there is one.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.stop();
+        self.trace.take()
+    }
+
     /// Ends the running phase, if any.
     pub fn stop(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.leave();
+        }
         if let Some((phase, since)) = self.running.take() {
             *self.seconds.entry(phase).or_default() += since.elapsed().as_secs_f64();
         }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use grove_data::{
     Corpus, Loader, LoaderConfig, Prefetcher, Source, SourceOptions, Split, Tokenizer,
 };
+use grove_optim::BatchRamp;
 use grove_parallel::{Assignment, Collective};
 
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
+use crate::guard::Exclusions;
 use crate::signals::StopRequest;
 use crate::step_numbers::agree_to_stop;
 
@@ -50,16 +52,11 @@ impl Data {
         Ok(Self { corpus, fingerprint: fingerprint.to_string(), path })
     }
 
-    /// This rank's training batches from `first_step` on, assembled ahead.
+    /// The training data as a function of step and micro-batch.
     ///
     /// # Errors
-    /// If the data holds no whole sequence, or there are more ranks than micro-batches.
-    pub fn batches(
-        &self,
-        plan: &Plan,
-        collective: &dyn Collective,
-        first_step: u64,
-    ) -> Result<Prefetcher, Error> {
+    /// If the data holds no whole sequence.
+    pub fn loader(&self, plan: &Plan) -> Result<Loader, Error> {
         let part = self.corpus.part(Split::Train);
         let config = LoaderConfig {
             sequence_length: plan.batch.sequence_length,
@@ -67,10 +64,28 @@ impl Data {
             micro_batches_per_step: plan.batch.micro_batches,
             seed: plan.seed,
         };
-        let loader = Loader::new(part.file.clone(), part.range.clone(), config)?;
-        let assignment = Assignment::new(plan.batch.micro_batches as usize, collective.degree())?;
-        let indices = assignment.of_rank(collective.rank()).map(|index| index as u64).collect();
-        Ok(Prefetcher::new(loader, first_step, indices, PREFETCH_BATCHES)?)
+        Ok(Loader::new(part.file.clone(), part.range.clone(), config)?)
+    }
+
+    /// This rank's training batches from `first_step` on, without what is excluded, assembled ahead.
+    ///
+    /// # Errors
+    /// If the data holds no whole sequence, or there are more ranks than micro-batches.
+    pub fn batches(
+        &self,
+        plan: &Plan,
+        collective: &dyn Collective,
+        (first_step, excluded): (u64, &Exclusions),
+    ) -> Result<Prefetcher, Error> {
+        let loader = self.loader(plan)?;
+        let (ramp, degree, rank) = (plan.batch.ramp(), collective.degree(), collective.rank());
+        Assignment::new(ramp.least() as usize, degree)?;
+        let of_step = move |(step, data_step)| {
+            let own = (rank as u64..ramp.count(step)).step_by(degree);
+            own.map(move |index| place(&ramp, data_step, index))
+        };
+        let places = (first_step..).zip(excluded.from_step(first_step)).flat_map(of_step);
+        Ok(Prefetcher::over(loader, places, PREFETCH_BATCHES)?)
     }
 
     /// The validation windows.
@@ -86,6 +101,16 @@ impl Data {
             plan.batch.micro_batch_size,
         )?)
     }
+}
+
+/// Where the loader has micro-batch `index` of a data step, both from 0.
+///
+/// Micro-batches are numbered through the run. Under a ramp a step begins wherever the one before
+/// it has ended, within what would be a full step. Where data was left out, a step of the ramp takes
+/// the first micro-batches of a later one, which has as many or more.
+pub fn place(ramp: &BatchRamp, data_step: u64, index: u64) -> (u64, u64) {
+    let number = ramp.before(data_step) + index;
+    (number / ramp.full(), number % ramp.full())
 }
 
 /// Turns the plan's text, if it is text, into tokens on rank 0, while the others wait. Returns

@@ -2,15 +2,15 @@
 
 use std::fs;
 
-use grove_optim::Rule;
+use grove_optim::Rules;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, AllowedChange, Checkpoint, Damaged, Survey};
-use crate::config::{Meaning, Plan};
+use crate::config::{Meaning, OnChange, Plan};
 use crate::corpus::Data;
 use crate::error::Error;
 use crate::run_lock::{NotLocked, RunLock};
-use crate::saving;
+use crate::saving::{self, Optimizer};
 use crate::state::RunState;
 use crate::step_numbers::sum_integers;
 
@@ -149,12 +149,13 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
 pub fn resume(
     plan: &Plan,
     data: &Data,
-    (state, rule): (&mut RunState, &Rule),
+    (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
 ) -> Result<Vec<AllowedChange>, Error> {
     let saved = checkpoint.run_state();
     let is_allowed = |meaning| plan.checkpoint.allow_changes.contains(&meaning);
-    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(plan);
+    let before = Plan::from_toml(&saved.plan_toml)?;
+    let changes = before.meaning_changes(plan, saved.step);
     let (allowed, refused): (Vec<_>, Vec<_>) =
         changes.into_iter().partition(|change| is_allowed(change.meaning));
     let folder = checkpoint.folder();
@@ -174,7 +175,10 @@ pub fn resume(
         }
         allowed.push(format!("the training data: {expected} -> {found}"));
     }
-    saving::load(state, rule, checkpoint)?;
+    let resets =
+        plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
+    let optimizer = if resets { Optimizer::Restarted } else { Optimizer::Resumed };
+    saving::load(state, (rules, optimizer), checkpoint)?;
     let mut history = saved.allowed_changes.clone();
     if !allowed.is_empty() {
         history.push(AllowedChange { step: saved.step, changes: allowed });

@@ -1,20 +1,23 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
+mod samples;
 mod saves;
+mod trips;
 
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Tokenizer, Validation};
+use grove_data::{Prefetcher, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
 use crate::beacon::Beacon;
 use crate::checkpoint::AllowedChange;
 use crate::clock::Clock;
-use crate::config::{self, Plan};
+use crate::config::{self, Plan, Policy};
 use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate};
+use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
@@ -23,15 +26,17 @@ use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
 use crate::report::{Costs, Rates, Spent, memory_by_category, plan_lines, step_record};
 use crate::run_lock::RunLock;
-use crate::sample::{Sampling, continue_tokens};
 use crate::saver::Saver;
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
+use crate::snapshot::Snapshot;
+use crate::starting;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
-use crate::step_numbers::{Word, agree_on, agree_to_stop, sum_integers};
-
+use crate::step_numbers::{Word, agree_on, agree_to_stop};
+use crate::watchdog::Pulse;
 use saves::Saves;
+use trips::{exclude, first_snapshot};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +61,25 @@ pub fn train(
     stop: &StopRequest,
     host: &str,
 ) -> Result<Ending, Error> {
+    train_watched(plan, compute, collective, stop, (host, &Pulse::default()))
+}
+
+/// The same with a pulse by which another thread sees what this one does.
+///
+/// # Errors
+/// Those of [`train`].
+///
+/// # Collectives
+/// Every rank must call it with the same plan.
+pub fn train_watched(
+    plan: &Plan,
+    compute: Compute,
+    collective: &dyn Collective,
+    stop: &StopRequest,
+    seat: (&str, &Pulse),
+) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let Some(mut run) = Run::open(plan, compute, (collective, host), stop)? else {
+    let Some(mut run) = Run::open(plan, compute, (collective, seat), stop)? else {
         return Ok(Ending::Interrupted);
     };
     let mut ending = run.steps();
@@ -66,7 +88,7 @@ pub fn train(
     {
         ending = Err(error);
     }
-    if matches!(ending, Err(Error::NotFinite { .. }))
+    if matches!(ending, Err(Error::Tripped { .. }))
         && let Err(error) = run.finish_save()
     {
         run.sinks.progress().warn(&error.to_string());
@@ -89,9 +111,9 @@ struct Run<'a> {
     traffic: Traffic<'a>,
     saver: Saver,
     saves: Saves,
-    fingerprint: String,
     /// The changes of meaning over resumes that the user allowed.
     allowed_changes: Vec<AllowedChange>,
+    data: Data,
     batches: Prefetcher,
     validation: Option<Validation>,
     sinks: Sinks,
@@ -101,6 +123,8 @@ struct Run<'a> {
     costs: Costs,
     /// What is to be said once something can be said.
     warnings: Vec<String>,
+    /// The last good state, if it is to be kept in memory.
+    snapshot: Option<Snapshot>,
     /// On rank 0: held as long as the run may write.
     _lock: Option<RunLock>,
 }
@@ -110,7 +134,7 @@ impl<'a> Run<'a> {
     fn open(
         plan: &'a Plan,
         compute: Compute,
-        (collective, host): (&'a dyn Collective, &str),
+        (collective, (host, pulse)): (&'a dyn Collective, (&str, &Pulse)),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
         // Before anything that depends on the plan: ranks of different plans make different calls.
@@ -129,13 +153,14 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         let allowed_changes = match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?
+                folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?
             }
             None => {
-                state.initialize(compute, plan.seed);
+                starting::start(plan, compute, &mut state)?;
                 Vec::new()
             }
         };
+        exclude(plan, &mut state)?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
@@ -151,14 +176,15 @@ impl<'a> Run<'a> {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
+        let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: data.batches(plan, collective, state.step)?,
+            batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
             saver: saves::saver(plan, collective)?,
             saves: Saves::after(state.step),
             sinks: open_sinks(plan, collective, state.step)?,
-            fingerprint: data.fingerprint,
+            data,
             allowed_changes,
-            clock: Clock::with_beacon(beacon),
+            clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
             plan,
             collective,
@@ -170,6 +196,7 @@ impl<'a> Run<'a> {
             peak_flops,
             costs: Costs::default(),
             warnings,
+            snapshot,
             _lock: lock,
         };
         run.say_start();
@@ -184,6 +211,9 @@ impl<'a> Run<'a> {
         while self.state.step < self.plan.run.steps {
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
+            if self.plan.profile.covers(self.state.step + 1) {
+                self.clock.begin_trace();
+            }
             let started = Instant::now();
             let word = Word { stop: self.stop, saves: self.saver.counts() };
             let outcome = train_step(
@@ -194,8 +224,15 @@ impl<'a> Run<'a> {
                 word,
                 &mut self.clock,
             )?;
-            self.record(&outcome, started);
             self.hear_of_save(outcome.saves)?;
+            if let Some(tripped) = outcome.tripped {
+                self.trip(&outcome, tripped)?;
+                if tripped.policy == Policy::Rewind {
+                    continue;
+                }
+            }
+            self.record(&outcome, started);
+            self.snapshot_if_due();
             if outcome.stop || (self.eval_is_due() && self.eval()? == Evaluation::Stopped) {
                 return self.interrupt();
             }
@@ -230,12 +267,27 @@ impl<'a> Run<'a> {
                 ..memory_by_category(&self.state, &self.traffic, &self.clock)
             },
             phases: self.clock.take(),
+            unit_seconds: self.clock.take_unit_seconds(),
             step_seconds: started.elapsed().as_secs_f64(),
             save_seconds: self.saves.take_seconds(),
             energy_joules: self.energy.joules(),
         };
         self.costs.add(outcome, &spent);
         self.sinks.step(&step_record(outcome, spent, &self.rates(), &self.state));
+        if self.state.step == self.plan.profile.steps[1] {
+            self.write_trace();
+        }
+    }
+
+    /// Writes what was traced, and says where most of the time went.
+    fn write_trace(&mut self) {
+        let Some(trace) = self.clock.take_trace() else { return };
+        let written = trace.write(&self.plan.run.dir, self.collective.rank());
+        let progress = self.sinks.progress();
+        match written {
+            Ok(path) => progress.note(&format!("traced to {}", path.display())),
+            Err(error) => progress.warn(&format!("no trace of the profiled steps: {error}")),
+        }
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
@@ -243,8 +295,12 @@ impl<'a> Run<'a> {
             unreachable!("an evaluation is due only where there is validation data")
         };
         self.clock.show("eval");
+        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
         let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        if moved {
+            to_training_point(&self.state.units, &mut self.traffic)?;
+        }
         if let Evaluation::Loss(loss) = evaluation {
             let bytes = self.plan.data.tokenizer == Some(config::Tokenizer::Bytes);
             self.sinks.eval(&EvalRecord {
@@ -255,56 +311,6 @@ impl<'a> Run<'a> {
             });
         }
         Ok(evaluation)
-    }
-
-    /// Prints a sample of text, which all ranks compute. A rank without the tokenizer costs the
-    /// sample, not the run.
-    fn sample(&mut self) -> Result<(), Error> {
-        let Some(sample) = &self.plan.sample else { return Ok(()) };
-        self.clock.show("sample");
-        let prompt = self.prompt(&sample.prompt);
-        let missing = i64::from(prompt.is_err());
-        let missing = sum_integers(self.collective, &[missing], "ranks without a prompt")?[0];
-        let (tokenizer, prompt) = match prompt {
-            Ok(prompt) if missing == 0 => prompt,
-            Ok(_) => {
-                let line = format!("no sample: {missing} rank(s) cannot load the tokenizer");
-                self.sinks.progress().warn(&line);
-                return Ok(());
-            }
-            Err(error) => {
-                self.sinks.progress().warn(&format!("no sample: {error}"));
-                return Ok(());
-            }
-        };
-        let sampling = Sampling {
-            num_tokens: sample.tokens,
-            vocab_size: tokenizer.vocab_size(),
-            temperature: sample.temperature,
-            top_k: sample.top_k.unwrap_or(0),
-            seed: self.plan.seed,
-        };
-        let layers = self.recipe.layers(&self.state);
-        let window = self.plan.batch.sequence_length;
-        let how = (&sampling, self.stop);
-        let tokens = continue_tokens(layers, &prompt, window, how, &mut self.traffic)?;
-        match tokenizer.decode(&tokens) {
-            Ok(text) => self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end())),
-            Err(error) => self.sinks.progress().warn(&format!("no sample: {error}")),
-        }
-        Ok(())
-    }
-
-    /// The tokenizer, and the tokens of a text; at least one.
-    fn prompt(&self, text: &str) -> Result<(Tokenizer, Vec<u32>), Error> {
-        let wanted = self.plan.data.tokenizer.as_ref();
-        let wanted = wanted.expect("the plan refuses samples without a tokenizer");
-        let tokenizer = corpus::tokenizer(self.plan, wanted)?;
-        let prompt = tokenizer.encode(text)?;
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        Ok((tokenizer, prompt))
     }
 
     fn say_costs(&mut self) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use grove_optim::{Rule, StateSpec, Storage};
+use grove_optim::{Rules, StateSpec, Storage};
 use grove_parallel::layout::Segment;
 use tch::{Device, Kind, Tensor};
 
@@ -14,20 +14,21 @@ use crate::checkpoint::{
 };
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
+use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
 use crate::sharding::Placement;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
 
 /// What is stored of a run's tensors, the same on every rank.
-pub fn tensor_list(state: &RunState, rule: &Rule) -> TensorList {
+pub fn tensor_list(state: &RunState, rules: &Rules) -> TensorList {
     let (mut model, mut masters, mut optimizer) = (Vec::new(), Vec::new(), Vec::new());
     for unit in &state.units {
         model.extend(specs(unit, &unit.working));
         masters.extend(specs(unit, &unit.masters));
         for param in &unit.spec.params {
             let numel = param.shape.iter().product::<i64>() as usize;
-            let states = rule.state_specs(numel).iter();
+            let states = rules.of(param.role).state_specs(numel).iter();
             optimizer.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
         }
     }
@@ -90,7 +91,7 @@ fn collect_values(
     let part = |flat: &Tensor| flat.narrow(0, range.start as i64, range.len() as i64);
     let place = |part: Part| (part, param.name.clone());
     let masters = |places| Value { places, first, values: part(&unit.masters) };
-    if unit.working.kind() == unit.masters.kind() {
+    if unit.working.kind() == unit.masters.kind() && !unit.has_eval_point() {
         values.push(masters(vec![place(Part::Model), place(Part::Masters)]));
     } else {
         let working = part(&unit.owned_working());
@@ -121,7 +122,7 @@ pub fn small_files(
     allowed_changes: &[AllowedChange],
 ) -> Result<SmallFiles, checkpoint::Error> {
     let parameter_steps: BTreeMap<_, _> =
-        state.params().map(|(_, _, param)| (param.name.clone(), state.step)).collect();
+        state.params().map(|(_, _, param)| (param.name.clone(), state.num_updates())).collect();
     let run_state = RunStateRecord {
         step: state.step,
         num_tokens: state.num_tokens,
@@ -130,6 +131,7 @@ pub fn small_files(
         parameter_steps,
         data_fingerprint: fingerprint.to_owned(),
         plan_toml: plan.to_toml(),
+        guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
         allowed_changes: allowed_changes.to_vec(),
     };
@@ -137,21 +139,43 @@ pub fn small_files(
     SmallFiles::new(&config_json, &run_state, &tokenizer_files(plan))
 }
 
-/// Fills a state's buffers and counters from a checkpoint of the same model and rule; of the
-/// working copies this rank's part.
+/// What becomes of the optimizer's state of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optimizer {
+    /// It goes on.
+    Resumed,
+    /// It is left, and new state starts from the masters.
+    Restarted,
+}
+
+/// Fills a state's buffers and counters from a checkpoint of the same model and rules; of the
+/// working copies this rank's part. With [`Optimizer::Restarted`] the optimizer's state is that of a
+/// first step, whatever the checkpoint has.
 ///
 /// # Errors
 /// If tensors are missing, superfluous, or of another shape or dtype: all are named.
-pub fn load(state: &mut RunState, rule: &Rule, checkpoint: &Checkpoint) -> Result<(), Error> {
-    let TensorList { masters, optimizer, .. } = tensor_list(state, rule);
-    checkpoint.masters().check_names(&masters)?;
-    checkpoint.optimizer().check_names(&optimizer)?;
+pub fn load(
+    state: &mut RunState,
+    (rules, optimizer): (&Rules, Optimizer),
+    checkpoint: &Checkpoint,
+) -> Result<(), Error> {
+    let expected = tensor_list(state, rules);
+    checkpoint.masters().check_names(&expected.masters)?;
+    if optimizer == Optimizer::Resumed {
+        checkpoint.optimizer().check_names(&expected.optimizer)?;
+    }
     for unit in &state.units {
         fill(unit, (unit.owned.clone(), &unit.masters), checkpoint.masters())?;
-        fill_states(unit, checkpoint.optimizer())?;
+        if optimizer == Optimizer::Resumed {
+            fill_states(unit, checkpoint.optimizer())?;
+        }
+    }
+    if optimizer == Optimizer::Restarted {
+        state.restart_optimizer();
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
+    state.history = History::from_record(&saved.guard);
     state.round_masters();
     Ok(())
 }

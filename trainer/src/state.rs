@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use grove_optim::{Rule, Start, StateSpec, Storage};
+use grove_optim::{Rules, Start, StateKind, StateSpec, Storage};
 use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
 
+use crate::guard::History;
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
@@ -84,6 +85,18 @@ impl UnitState {
         self.working.numel() == self.layout.padded_numel()
     }
 
+    /// Whether the model to evaluate and keep is another than the masters, for some parameter.
+    pub fn has_eval_point(&self) -> bool {
+        self.states.iter().any(|state| state.spec.kind == StateKind::BaseIterate)
+    }
+
+    /// Whether the masters lie inside the working copies.
+    pub fn masters_are_working(&self) -> bool {
+        self.masters.kind() == self.working.kind()
+            && self.masters.device() == self.working.device()
+            && self.masters.data_ptr() == self.owned_working().data_ptr()
+    }
+
     /// The working copies of `owned`.
     pub fn owned_working(&self) -> Tensor {
         self.owned_part(&self.working)
@@ -107,8 +120,10 @@ impl UnitState {
 pub struct RunState {
     /// The units in execution order.
     pub units: Vec<UnitState>,
-    /// Optimizer steps done.
+    /// Optimizer steps done, those included that were skipped.
     pub step: u64,
+    /// What the guards remember of them.
+    pub history: History,
     /// Tokens trained on, all ranks together.
     pub num_tokens: u64,
     /// Floating-point operations spent, all ranks together.
@@ -124,11 +139,11 @@ impl RunState {
     pub fn allocate(
         compute: &Compute,
         units: &[UnitSpec],
-        rule: &Rule,
+        rules: &Rules,
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
-        let units = units.iter().map(|spec| allocate_unit(compute, spec, rule, (placement, home)));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        let units = units.iter().map(|spec| allocate_unit(compute, spec, rules, (placement, home)));
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
     }
 
     /// A state whose working copies alone have memory: for running a model without training it.
@@ -140,7 +155,33 @@ impl RunState {
         units: &[UnitSpec],
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_working_unit(compute, spec));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
+    }
+
+    fn at_start(units: Vec<UnitState>) -> Self {
+        Self { units, step: 0, history: History::default(), num_tokens: 0, flops: 0 }
+    }
+
+    /// Zeroes masters and optimizer state and sets the counters back: as it was allocated.
+    pub fn clear(&mut self) {
+        for unit in &mut self.units {
+            let _ = unit.masters.zero_();
+            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+        }
+        (self.step, self.num_tokens, self.flops) = (0, 0, 0);
+        self.history = History::default();
+    }
+
+    /// Counts a step of so many tokens without its update.
+    pub fn skip(&mut self, num_tokens: u64) {
+        self.step += 1;
+        self.num_tokens += num_tokens;
+        self.history.skipped_steps += 1;
+    }
+
+    /// Updates done: steps but for those that were skipped.
+    pub fn num_updates(&self) -> u64 {
+        self.step - self.history.skipped_steps
     }
 
     /// Fills the masters with initial values drawn by (seed, parameter name), and this rank's part
@@ -152,6 +193,28 @@ impl RunState {
             start_states(unit);
         }
         self.round_masters();
+    }
+
+    /// Puts every optimizer state where it is before the first step, from the masters as they are.
+    pub fn restart_optimizer(&mut self) {
+        for unit in &mut self.units {
+            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+            start_states(unit);
+        }
+    }
+
+    /// Fills the masters by what `fill` does for each unit, and all else from them, as
+    /// [`RunState::initialize`] does.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn start_from<E>(&mut self, fill: impl Fn(&UnitState) -> Result<(), E>) -> Result<(), E> {
+        for unit in &mut self.units {
+            fill(unit)?;
+            start_states(unit);
+        }
+        self.round_masters();
+        Ok(())
     }
 
     /// Rounds the masters to this rank's part of the working copies, as an update does.
@@ -199,7 +262,7 @@ fn allocate_working_unit(
 fn allocate_unit(
     compute: &Compute,
     spec: &UnitSpec,
-    rule: &Rule,
+    rules: &Rules,
     (placement, home): (&Placement, Device),
 ) -> Result<UnitState, grove_parallel::Error> {
     let layout = layout_of(spec, placement.degree)?;
@@ -209,13 +272,15 @@ fn allocate_unit(
     let kind = compute.accumulation();
     let working_numel = if placement.shards_working(&layout) { own } else { whole };
     let working = zeros(working_numel, compute.kind, compute.device);
-    let masters = if compute.kind == kind && home == compute.device {
+    let (segments, forms) = place_segments(&layout, owned.clone(), (spec, rules));
+    // Then working copies hold another model than masters at times.
+    let apart = forms.iter().any(|(form, _)| form.kind == StateKind::BaseIterate);
+    let masters = if compute.kind == kind && home == compute.device && !apart {
         let start = if working_numel == whole { owned.start as i64 } else { 0 };
         working.narrow(0, start, own)
     } else {
         zeros(own, kind, home)
     };
-    let (segments, forms) = place_segments(&layout, owned.clone(), rule);
     let states = forms.into_iter().map(|(spec, numel)| {
         let numel = spec.storage.num_elements(numel) as i64;
         StateBuffer { spec, flat: zeros(numel, storage_dtype(spec.storage, kind), home) }
@@ -232,9 +297,10 @@ fn allocate_unit(
 fn place_segments(
     layout: &UnitLayout,
     owned: Range<usize>,
-    rule: &Rule,
+    (spec, rules): (&UnitSpec, &Rules),
 ) -> (Vec<OwnedSegment>, Vec<(StateSpec, usize)>) {
-    let specs_of = |param: usize| rule.state_specs(layout.params()[param].numel);
+    let specs_of =
+        |param: usize| rules.of(spec.params[param].role).state_specs(layout.params()[param].numel);
     // Of all parameters, so that every rank has the same buffers, if empty ones.
     let mut forms: Vec<(StateSpec, usize)> = Vec::new();
     for spec in (0..layout.params().len()).flat_map(specs_of) {

@@ -9,6 +9,10 @@ use super::layout::{MASTERS, MODEL, OPTIMIZER, model_shard};
 use super::tensor_layout::{TensorLayout, in_file_order};
 use super::{Error, TensorSpec};
 
+/// Bytes of weights above which a model is stored in several files unless told otherwise: what
+/// Hugging Face's own `save_pretrained` takes.
+pub const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
 /// A part of a checkpoint that consists of tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {

@@ -80,11 +80,8 @@ impl Manifest {
             let reason = format!("format is {}, expected {FORMAT}", manifest.format);
             return Err(Error::Json { path, reason });
         }
-        let is_inside = |file: &String| {
-            Path::new(file).components().all(|part| matches!(part, Component::Normal(_)))
-        };
-        if let Some(file) = manifest.files.keys().find(|file| !is_inside(file)) {
-            let reason = format!("file {file:?} is not a path inside of the checkpoint");
+        if let Some(file) = manifest.files.keys().find(|file| !stays_below(file)) {
+            let reason = format!("file {file:?} is not below the checkpoint's folder");
             return Err(Error::Json { path, reason });
         }
         Ok(manifest)
@@ -127,6 +124,13 @@ impl Manifest {
         findings.extend(present.into_iter().map(|file| Finding::Foreign { file }));
         damaged_if_any(folder, findings)
     }
+}
+
+/// Whether a relative path names something below the folder that it starts from: parts with plain
+/// names only.
+pub(crate) fn stays_below(file: &str) -> bool {
+    let mut parts = Path::new(file).components();
+    !file.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn damaged_if_any(folder: &Path, findings: Vec<Finding>) -> Result<(), Error> {

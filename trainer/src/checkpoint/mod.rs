@@ -18,15 +18,19 @@
 //! bytes go in and come out.
 
 mod blueprint;
+mod diff;
 mod error;
+mod faults;
 mod find;
 mod hash;
+mod inventory;
 mod layout;
 mod manifest;
 mod open;
 mod record;
 mod retain;
 mod save;
+mod selection;
 mod small_files;
 mod snapshot;
 mod staging;
@@ -35,15 +39,21 @@ mod tensor_layout;
 #[cfg(test)]
 mod tests;
 
-pub use blueprint::{Blueprint, Part, TensorList};
+pub use blueprint::{Blueprint, DEFAULT_MAX_SHARD_BYTES, Part, TensorList};
+pub use diff::{Difference, SettingDifference, TensorDifference, diff};
 pub use error::{Error, Finding, Mismatch};
+pub use faults::{Fault, faults};
 pub use find::{Damaged, Survey, Whole, folder_of, latest, list, point_latest, survey};
 pub use hash::{hash_masters, hash_tensors};
+pub use inventory::{Condition, Item, inventory};
+pub(crate) use manifest::stays_below;
 pub use open::Checkpoint;
 pub use record::{AllowedChange, Dtype, RunStateRecord, TensorRecord, TensorSpec};
 pub use retain::{clear_stale, prune};
 pub use save::{Contents, save};
+pub use selection::{Keep, remove_all, superfluous};
 pub use small_files::{ExtraFile, SmallFiles};
 pub use snapshot::Snapshot;
 pub use staging::Staging;
+pub(crate) use tensor_file::map_file;
 pub use tensor_file::{TensorFile, TensorView};

@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guard::GuardRecord;
+
 /// The element types of stored tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dtype {
@@ -115,6 +117,9 @@ pub struct RunStateRecord {
     pub data_fingerprint: String,
     /// The resolved plan of the run, as TOML.
     pub plan_toml: String,
+    /// What the guards remember.
+    #[serde(default)]
+    pub guard: GuardRecord,
     /// The version of Grove that wrote the checkpoint.
     pub program_version: String,
     /// Where the run was resumed with changes of meaning that its user allowed, oldest first.

@@ -55,8 +55,17 @@ impl TensorFile {
     /// [`Error::Io`] if it cannot be opened, [`Error::Header`] if it is no safetensors file,
     /// [`Error::UnknownDtype`] if Grove does not use the element type of a tensor.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_without(path, |_| false)
+    }
+
+    /// Opens a file as [`TensorFile::open`] does, as if it did not have the tensors with these
+    /// names; they may have any element type.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn open_without(path: &Path, is_unwanted: impl Fn(&str) -> bool) -> Result<Self, Error> {
         let mut opened = Self::empty(path);
-        opened.add(path, |_| true)?;
+        opened.add(path, |name| !is_unwanted(name))?;
         Ok(opened)
     }
 
@@ -189,7 +198,11 @@ impl TensorFile {
     }
 }
 
-fn map_file(path: &Path) -> Result<Mmap, Error> {
+/// Maps a whole file for reading.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be opened or mapped.
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     let open = || {
         let file = File::open(path)?;
         // SAFETY: a published checkpoint is never written again, only removed, and a removed

@@ -10,8 +10,10 @@ use tempfile::TempDir;
 
 use super::layout::Entry;
 use super::*;
+use crate::guard::GuardRecord;
 
 mod damage;
+mod inspection;
 mod shared;
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
@@ -31,6 +33,7 @@ fn run_state(step: u64) -> RunStateRecord {
         parameter_steps: BTreeMap::from([("a".to_string(), step), ("b".to_string(), 1)]),
         data_fingerprint: "f00d".to_string(),
         plan_toml: "seed = 7\n[model]\n".to_string(),
+        guard: GuardRecord { loss_bits: vec![1.5f64.to_bits()], ..GuardRecord::default() },
         program_version: "0.1.0".to_string(),
         allowed_changes: vec![AllowedChange { step: 5, changes: vec!["seed: 1 -> 7".to_string()] }],
     }

@@ -62,6 +62,13 @@ fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
         Kind::Pair => value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_number)),
+        Kind::Counts => value.as_array().is_some_and(|values| {
+            values.iter().all(|value| value.as_integer().is_some_and(|integer| integer >= 0))
+        }),
+        Kind::Range => {
+            let is_count = |value: &Value| value.as_integer().is_some_and(|integer| integer >= 0);
+            value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_count))
+        }
         Kind::Flag => value.is_bool(),
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
@@ -89,7 +96,9 @@ fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
+        Kind::Counts => "an array of integers of at least 0".to_owned(),
         Kind::Pair => "an array of two finite numbers".to_owned(),
+        Kind::Range => "an array of two integers of at least 0".to_owned(),
         Kind::Flag => "true or false".to_owned(),
         Kind::Text => "a string".to_owned(),
         Kind::InputPath => "the path of a file".to_owned(),
@@ -194,6 +203,29 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let because = format!("schedule.kind = {own:?}");
             blocked(kinds.contains(&own), "schedule.kind", because)
         }
+        Applies::Parametrization(wanted) => {
+            let own = word("model.parametrization", "standard");
+            let because = format!("model.parametrization = {own:?}");
+            blocked(wanted.contains(&own), "model.parametrization", because)
+        }
+        Applies::Mode(wanted) => {
+            let own = word("schedule.mode", "continue");
+            blocked(own == wanted, "schedule.mode", format!("schedule.mode = {own:?}"))
+        }
+        Applies::Phase => {
+            let set = settings.by_path.contains_key("schedule.from_step");
+            let because = "schedule.from_step is not set".to_owned();
+            blocked(set, "schedule.from_step", because)
+        }
+        Applies::DecayShape => {
+            let own = word("schedule.weight_decay", "constant");
+            let because = format!("schedule.weight_decay = {own:?}");
+            blocked(own != "constant", "schedule.weight_decay", because)
+        }
+        Applies::Ramp => {
+            let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
+            blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
+        }
         Applies::Validation => {
             let keys = ["data.validation_fraction", "data.validation_tokens"];
             let some = keys.iter().any(|key| settings.by_path.contains_key(*key));
@@ -215,11 +247,32 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
+        Applies::Spikes => {
+            let zscore = settings.number("guard.spike_zscore").unwrap_or(0.0);
+            let because = "guard.spike_zscore = 0 looks for no spikes".to_owned();
+            blocked(zscore != 0.0, "guard.spike_zscore", because)
+        }
+        Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
             let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
         }
     }
+}
+
+/// What goes wrong may skip or rewind, at a spike too where spikes are looked for.
+fn guarded(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let non_finite = settings.text("guard.non_finite").unwrap_or("stop");
+    let looks = settings.number("guard.spike_zscore").is_some_and(|zscore| zscore != 0.0);
+    let spike = settings.text("guard.spike").unwrap_or("skip");
+    let fits = |policy| match applies {
+        Applies::Rewinds => policy == "rewind",
+        _ => policy != "stop",
+    };
+    let wanted = if applies == Applies::Rewinds { "rewinds" } else { "skips or rewinds" };
+    let because = format!("guard.non_finite = {non_finite:?} and no spike {wanted}");
+    let holds = fits(non_finite) || (looks && fits(spike));
+    (!holds).then_some(Obstacle { key: "guard.non_finite", because })
 }
 
 fn own_head(settings: &Settings) -> Option<Obstacle> {

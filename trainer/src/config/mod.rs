@@ -32,9 +32,11 @@ pub use crate::model::config::Precision;
 pub use changes::{Change, how_to_allow};
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, Meaning, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute,
-    Reduction, Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
+    EvalPlan, Group, GroupPlan, GuardPlan, Home, InitPlan, Meaning, MemoryPlan, MetricsPlan,
+    OnChange, OptimPlan, ParallelPlan, PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute,
+    Reduction, Rule, RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit,
+    StateDtype, Tokenizer, Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

@@ -7,8 +7,11 @@ use serde::Deserialize;
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
-use super::{Backend, Device, Home, Meaning, Recompute, Reduction, StateDtype, Tokenizer};
-use crate::model::config::Precision;
+use super::{
+    Backend, DecayShape, Device, Home, Meaning, OnChange, PhaseMode, Policy, Probe, Recompute,
+    Reduction, RuleName, ScheduleUnit, StateDtype, Tokenizer,
+};
+use crate::model::config::{Parametrization, Precision};
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -22,6 +25,8 @@ pub(super) struct RunConfig {
     pub(super) device: Option<Device>,
     pub(super) run: RunTable,
     pub(super) model: ModelTable,
+    #[serde(default)]
+    pub(super) init: InitTable,
     #[serde(default)]
     pub(super) data: DataTable,
     pub(super) batch: BatchTable,
@@ -38,7 +43,13 @@ pub(super) struct RunConfig {
     #[serde(default)]
     pub(super) checkpoint: CheckpointTable,
     #[serde(default)]
+    pub(super) guard: GuardTable,
+    #[serde(default)]
+    pub(super) watchdog: WatchdogTable,
+    #[serde(default)]
     pub(super) metrics: MetricsTable,
+    #[serde(default)]
+    pub(super) profile: ProfileTable,
     #[serde(default)]
     pub(super) sample: SampleTable,
 }
@@ -99,6 +110,10 @@ pub(super) struct ModelTable {
     pub(super) _activation_function: Option<String>,
     pub(super) tie_word_embeddings: Option<bool>,
     pub(super) initializer_range: Option<f64>,
+    pub(super) parametrization: Option<Parametrization>,
+    pub(super) base_hidden_size: Option<usize>,
+    pub(super) base_head_dim: Option<usize>,
+    pub(super) base_num_hidden_layers: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -106,6 +121,12 @@ pub(super) struct ModelTable {
 pub(super) enum Family {
     Llama,
     Gpt2,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InitTable {
+    pub(super) from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -124,6 +145,8 @@ pub(super) struct BatchTable {
     pub(super) sequence_length: usize,
     pub(super) micro_batch_size: usize,
     pub(super) micro_batches: u64,
+    pub(super) ramp_steps: Option<u64>,
+    pub(super) ramp_from: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -136,19 +159,13 @@ pub(super) struct OptimTable {
     pub(super) state_dtype: Option<StateDtype>,
     pub(super) weight_decay: Option<f64>,
     pub(super) clip_norm: Option<f64>,
+    pub(super) gamma: Option<f64>,
+    pub(super) hessian_every: Option<u64>,
+    pub(super) hessian_clip_norm: Option<f64>,
+    pub(super) probe: Option<Probe>,
+    pub(super) on_change: Option<OnChange>,
     #[serde(default)]
     pub(super) groups: GroupTables,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RuleName {
-    AdamW,
-    Lion,
-    #[serde(rename = "adamw_8bit")]
-    AdamW8bit,
-    #[serde(rename = "lion_8bit")]
-    Lion8bit,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -164,6 +181,7 @@ pub(super) struct GroupTables {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GroupTable {
+    pub(super) rule: Option<RuleName>,
     pub(super) lr_multiplier: Option<f64>,
     pub(super) weight_decay_multiplier: Option<f64>,
 }
@@ -175,14 +193,22 @@ pub(super) struct ScheduleTable {
     pub(super) warmup_steps: Option<u64>,
     pub(super) final_ratio: Option<f64>,
     pub(super) cooldown_fraction: Option<f64>,
+    pub(super) by: Option<ScheduleUnit>,
+    pub(super) mode: Option<PhaseMode>,
+    pub(super) from_step: Option<u64>,
+    pub(super) rewind_to: Option<u64>,
+    pub(super) rewarm_steps: Option<u64>,
+    pub(super) weight_decay: Option<DecayShape>,
+    pub(super) weight_decay_final_ratio: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum ScheduleName {
     Constant,
     Cosine,
     Linear,
+    InverseSqrt,
     Wsd,
 }
 
@@ -228,10 +254,37 @@ pub(super) struct CheckpointTable {
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub(super) struct GuardTable {
+    pub(super) non_finite: Option<Policy>,
+    pub(super) spike_zscore: Option<f64>,
+    pub(super) spike: Option<Policy>,
+    pub(super) spike_window: Option<usize>,
+    pub(super) max_trips: Option<u64>,
+    pub(super) snapshot_every: Option<u64>,
+    pub(super) exclude_steps: Option<Vec<u64>>,
+    pub(super) black_box: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WatchdogTable {
+    pub(super) stall_seconds: Option<f64>,
+    pub(super) beat_seconds: Option<f64>,
+    pub(super) address: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct MetricsTable {
     pub(super) log_every: Option<u64>,
     pub(super) tensorboard: Option<bool>,
     pub(super) peak_tflops: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProfileTable {
+    pub(super) steps: Option<[u64; 2]>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

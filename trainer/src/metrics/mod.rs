@@ -17,6 +17,7 @@ mod sinks;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use energy::EnergyMeter;
 pub use error::Error;
@@ -25,7 +26,9 @@ pub use memory::peak_resident_bytes;
 pub use mfu::mfu;
 pub use progress::Progress;
 pub use record::{
-    Communication, EvalRecord, MemoryByCategory, OperationCount, Phase, Record, StepRecord,
+    Communication, EvalRecord, MemoryByCategory, OperationCount, Phase, Record, RewindRecord,
+    StepRecord, Trip,
 };
 pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;
+pub use trace::{Span, Trace, UnitSeconds};

@@ -41,6 +41,7 @@ fn step_record(step: u64) -> StepRecord {
         step_seconds: 0.2,
         save_seconds: 0.0,
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
+        unit_seconds: UnitSeconds::new(),
         peak_memory_bytes: 1_288_490_189,
         energy_joules: Some(12.5),
         communication: Communication {
@@ -58,6 +59,7 @@ fn step_record(step: u64) -> StepRecord {
         },
         memory_bytes: MemoryByCategory { parameters: 68 << 20, ..MemoryByCategory::default() },
         total_flops: 1e20,
+        skipped: None,
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Run, is_due};
 use crate::checkpoint::{Blueprint, SmallFiles};
 use crate::config::Plan;
 use crate::error::Error;
+use crate::eval_point::{to_eval_point, to_training_point};
 use crate::saver::{Ended, Outcome, Published, Retention, Saver};
 use crate::saving;
 use crate::step_numbers::{SaveCounts, first_text, sum_integers};
@@ -81,14 +82,13 @@ impl Run<'_> {
     /// leaves the rest to the background. The save before must end first.
     ///
     /// # Collectives
-    /// Those of [`Saver::drain`], and one all-reduce.
+    /// Those of [`Saver::drain`] and of [`to_eval_point`], and one all-reduce.
     pub(super) fn begin_save(&mut self) -> Result<(), Error> {
         let since = Instant::now();
         self.clock.show("save");
         self.drain()?;
         self.saves.retries = self.saves.retries.saturating_sub(1);
-        self.traffic.residents.settle()?;
-        let tensors = saving::tensor_list(&self.state, &self.recipe.rule);
+        let tensors = saving::tensor_list(&self.state, &self.recipe.rules);
         let max_shard_bytes = self.plan.checkpoint.max_shard_bytes;
         let blueprint = Arc::new(Blueprint::new(self.state.step, &tensors, max_shard_bytes)?);
         let small_files = self.small_files();
@@ -102,9 +102,13 @@ impl Run<'_> {
                 return Ok(());
             }
         };
+        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let placement = &self.traffic.sharding.placement;
         let buffer = self.saver.take_buffer();
         let snapshot = saving::snapshot(&self.state, placement, &blueprint, buffer)?;
+        if moved {
+            to_training_point(&self.state.units, &mut self.traffic)?;
+        }
         self.saver.begin(blueprint, snapshot, small_files);
         self.saves.held_seconds = 0.0;
         self.saves.held(since);
@@ -116,7 +120,7 @@ impl Run<'_> {
         if self.collective.rank() > 0 {
             return Ok(None);
         }
-        let (fingerprint, changes) = (&self.fingerprint, &self.allowed_changes);
+        let (fingerprint, changes) = (&self.data.fingerprint, &self.allowed_changes);
         saving::small_files(self.plan, &self.state, fingerprint, changes).map(Some)
     }
 
@@ -128,10 +132,15 @@ impl Run<'_> {
         }
     }
 
-    /// Waits for the save under way before the run ends by an error that every rank has found: what
-    /// was copied before it is still good.
+    /// Waits for the save under way before the run ends by an error that every rank has found, or goes
+    /// back: what was copied before is still good.
     pub(super) fn finish_save(&mut self) -> Result<(), Error> {
         self.drain().map(|_| ())
+    }
+
+    /// The step of the newest checkpoint; 0 if there is none.
+    pub(super) fn saved_step(&self) -> u64 {
+        self.saves.saved_step
     }
 
     /// Waits for the save under way. Returns why it failed, if it did.

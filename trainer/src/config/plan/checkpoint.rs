@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::DEFAULT_MAX_SHARD_BYTES;
+
 /// `[checkpoint]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointPlan {
@@ -30,9 +32,6 @@ pub struct CheckpointPlan {
 fn default_max_shard_bytes() -> u64 {
     DEFAULT_MAX_SHARD_BYTES
 }
-
-/// What Hugging Face's own `save_pretrained` takes.
-pub(in crate::config) const DEFAULT_MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A part of a plan whose change changes what a resumed run means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,8 +1,9 @@
 //! `[checkpoint]`: defaults and checks.
 
-use super::super::plan::{CheckpointPlan, DEFAULT_MAX_SHARD_BYTES};
+use super::super::plan::CheckpointPlan;
 use super::super::run_config::CheckpointTable;
 use super::Problems;
+use crate::checkpoint::DEFAULT_MAX_SHARD_BYTES;
 
 /// The plan of `[checkpoint]`.
 pub(super) fn resolve(table: &CheckpointTable, problems: &mut Problems) -> CheckpointPlan {

@@ -15,10 +15,10 @@ fn derived_numbers_are_the_hand_derived_ones() {
     assert_eq!(plan.derived.flops_per_token, 6 * (2 * matrices + 256 * 64) + 6 * 2 * 32 * 64);
     assert_eq!(plan.derived.cooldown_steps, 20);
     assert_eq!(
-        plan.schedule,
+        plan.schedule.shape,
         Schedule::Wsd { warmup_steps: 0, final_ratio: 0.0, cooldown_fraction: 0.2 }
     );
-    assert_eq!(plan.schedule.warmup_steps(), 0);
+    assert_eq!(plan.schedule.shape.warmup_steps(), 0);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "sample.tokens=4",
         ],
     );
-    assert_eq!(before.meaning_changes(&harmless), []);
+    assert_eq!(before.meaning_changes(&harmless, 0), []);
     let meaning = plan(
         LLAMA,
         &[
@@ -154,7 +154,7 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "batch.micro_batches=2",
         ],
     );
-    let changes = before.meaning_changes(&meaning);
+    let changes = before.meaning_changes(&meaning, 0);
     assert_eq!(
         changes.iter().map(|change| change.text.as_str()).collect::<Vec<_>>(),
         [
@@ -181,9 +181,9 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
 fn a_constant_schedule_may_go_on_for_longer() {
     let constant = |steps| plan(LLAMA, &["schedule.kind=constant", steps]);
     let (short, long) = (constant("run.steps=10"), constant("run.steps=20"));
-    assert!(short.meaning_changes(&long).is_empty());
+    assert!(short.meaning_changes(&long, 0).is_empty());
     let cosine = plan(LLAMA, &["run.steps=20"]);
-    let changes = short.meaning_changes(&cosine);
+    let changes = short.meaning_changes(&cosine, 0);
     let steps = changes.iter().find(|change| change.text == "run.steps: 10 -> 20");
     assert_eq!(steps.map(|change| change.meaning), Some(Meaning::Schedule));
 }
