@@ -6,7 +6,7 @@ mod trips;
 
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Validation};
+use grove_data::{Prefetcher, Stage, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::config::{self, Plan, Policy};
 use crate::corpus::{self, Data};
 use crate::error::Error;
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
@@ -24,7 +24,9 @@ use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
-use crate::report::{Costs, Rates, Spent, memory_by_category, plan_lines, step_record};
+use crate::report::{
+    Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
+};
 use crate::run_lock::RunLock;
 use crate::saver::Saver;
 use crate::sharding::Sharding;
@@ -114,8 +116,10 @@ struct Run<'a> {
     /// The changes of meaning over resumes that the user allowed.
     allowed_changes: Vec<AllowedChange>,
     data: Data,
+    stages: Vec<Stage>,
     batches: Prefetcher,
-    validation: Option<Validation>,
+    /// By source.
+    validation: Vec<(String, Validation)>,
     sinks: Sinks,
     clock: Clock,
     energy: EnergyMeter,
@@ -168,21 +172,23 @@ impl<'a> Run<'a> {
         }
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
-        let validation = match plan.eval {
-            Some(_) => Some(data.validation(plan)?),
-            None => None,
-        };
+        let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
+        let stages = folder::stages(plan, resumed.as_ref())?;
         let peak_flops = match plan.metrics.peak_tflops {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
         let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
+            batches: {
+                let from = (state.step, &state.history.excluded);
+                data.batches(plan, collective, from, &stages)?
+            },
             saver: saves::saver(plan, collective)?,
             saves: Saves::after(state.step),
             sinks: open_sinks(plan, collective, state.step)?,
             data,
+            stages,
             allowed_changes,
             clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
@@ -291,13 +297,14 @@ impl<'a> Run<'a> {
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
-        let (Some(validation), Some(eval)) = (&self.validation, self.plan.eval) else {
-            unreachable!("an evaluation is due only where there is validation data")
-        };
+        let eval =
+            self.plan.eval.expect("an evaluation is due only where there is validation data");
         self.clock.show("eval");
         let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
-        let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
-        let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        let layers = self.recipe.layers(&self.state);
+        let batches = (&self.validation[..], eval.batches);
+        let (evaluation, sources) =
+            evaluate_sources(layers, batches, &mut self.traffic, self.stop)?;
         if moved {
             to_training_point(&self.state.units, &mut self.traffic)?;
         }
@@ -308,6 +315,7 @@ impl<'a> Run<'a> {
                 loss,
                 perplexity: loss.exp(),
                 bits_per_byte: bytes.then_some(loss / std::f64::consts::LN_2),
+                sources,
             });
         }
         Ok(evaluation)
@@ -340,11 +348,18 @@ impl<'a> Run<'a> {
             self.peak_flops / 1e9,
         );
         self.sinks.progress().note(&line);
+        if let Some(Err(error)) = &self.recipe.kernels {
+            let line = format!("{error}; updates go by libtorch's operations, which are slower");
+            self.sinks.progress().warn(&line);
+        }
         for warning in std::mem::take(&mut self.warnings) {
             self.sinks.progress().warn(&warning);
         }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
+            self.sinks.progress().note(&line);
+        }
+        for line in stage_lines(&self.stages, &self.recipe.ramp) {
             self.sinks.progress().note(&line);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use grove_optim::{Rules, StateSpec, Storage};
+use grove_optim::{StateSpec, Storage, WholeStateSpec};
 use grove_parallel::layout::Segment;
 use tch::{Device, Kind, Tensor};
 
@@ -17,8 +17,19 @@ use crate::error::Error;
 use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
+use crate::ownership::WholeParam;
+use crate::rules::Rules;
 use crate::sharding::Placement;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
+
+/// What a checkpoint records of the data.
+#[derive(Clone, Debug)]
+pub struct DataRecord {
+    /// Identifies the training tokens.
+    pub fingerprint: String,
+    /// A mixture's weights as TOML; empty where there is none.
+    pub stages: String,
+}
 
 /// What is stored of a run's tensors, the same on every rank.
 pub fn tensor_list(state: &RunState, rules: &Rules) -> TensorList {
@@ -27,9 +38,11 @@ pub fn tensor_list(state: &RunState, rules: &Rules) -> TensorList {
         model.extend(specs(unit, &unit.working));
         masters.extend(specs(unit, &unit.masters));
         for param in &unit.spec.params {
-            let numel = param.shape.iter().product::<i64>() as usize;
-            let states = rules.of(param.role).state_specs(numel).iter();
-            optimizer.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
+            let (kind, states) = (unit.masters.kind(), rules.state_specs(param).iter());
+            optimizer.extend(states.map(|&spec| state_spec(spec, param, kind)));
+            let whole = rules.taken_whole(param).map(|(rule, facts)| rule.state_specs(facts));
+            let whole = whole.unwrap_or_default();
+            optimizer.extend(whole.iter().map(|spec| whole_state_spec(spec, param, kind)));
         }
     }
     TensorList { model, masters, optimizer }
@@ -59,6 +72,11 @@ pub fn snapshot(
                 collect_values(unit, segment, start..end, &mut values);
             }
         }
+        collect_whole_states(unit, &mut values);
+        optimizer.extend(host.owned_whole.iter().map(|(spec, values)| {
+            let bytes = view::bytes(values).into();
+            TensorRecord { spec: spec.clone(), bytes }
+        }));
     }
     let mut snapshot = Snapshot::reusing(buffer);
     let len_bytes = |value: &Value| value.values.numel() * value.values.kind().elt_size_in_bytes();
@@ -111,6 +129,21 @@ fn collect_values(
     }
 }
 
+/// The states of the parameters that this rank owns whole: no other rank has them.
+fn collect_whole_states(unit: &UnitState, values: &mut Vec<Value>) {
+    for WholeParam { param, states, .. } in &unit.whole.params {
+        for state in states {
+            let stored =
+                whole_state_spec(&state.spec, &unit.spec.params[*param], state.values.kind());
+            values.push(Value {
+                places: vec![(Part::Optimizer, stored.name)],
+                first: 0,
+                values: state.values.shallow_clone(),
+            });
+        }
+    }
+}
+
 /// What a checkpoint holds beside tensors.
 ///
 /// # Errors
@@ -118,7 +151,7 @@ fn collect_values(
 pub fn small_files(
     plan: &Plan,
     state: &RunState,
-    fingerprint: &str,
+    data: &DataRecord,
     allowed_changes: &[AllowedChange],
 ) -> Result<SmallFiles, checkpoint::Error> {
     let parameter_steps: BTreeMap<_, _> =
@@ -129,7 +162,8 @@ pub fn small_files(
         total_flops: state.flops,
         seed: plan.seed,
         parameter_steps,
-        data_fingerprint: fingerprint.to_owned(),
+        data_fingerprint: data.fingerprint.clone(),
+        data_stages: data.stages.clone(),
         plan_toml: plan.to_toml(),
         guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -168,6 +202,7 @@ pub fn load(
         fill(unit, (unit.owned.clone(), &unit.masters), checkpoint.masters())?;
         if optimizer == Optimizer::Resumed {
             fill_states(unit, checkpoint.optimizer())?;
+            fill_whole_states(unit, checkpoint.optimizer())?;
         }
     }
     if optimizer == Optimizer::Restarted {
@@ -198,6 +233,15 @@ pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error
         let whole = 0..unit.layout.padded_numel();
         fill(unit, (whole, &unit.working), model)
     })
+}
+
+/// What is stored of one state of a parameter that is taken whole.
+fn whole_state_spec(spec: &WholeStateSpec, param: &ParamSpec, accumulation: Kind) -> TensorSpec {
+    TensorSpec {
+        name: format!("{}/{}", spec.kind.name(), param.name),
+        dtype: dtype(accumulation),
+        shape: spec.shape.iter().map(|&size| size as usize).collect(),
+    }
 }
 
 /// What is stored of one state of a parameter.
@@ -257,6 +301,20 @@ fn fill_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
             let bytes = &stored.bytes[start * size..(start + len) * size];
             let values = Tensor::from_data_size(bytes, &[len as i64], kind);
             flat.narrow(0, count(first) as i64, len as i64).copy_(&values);
+        }
+    }
+    Ok(())
+}
+
+/// Fills the states of the parameters that this rank owns whole.
+fn fill_whole_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
+    for WholeParam { param, states, .. } in &unit.whole.params {
+        let param = &unit.spec.params[*param];
+        for state in states {
+            let stored = file.get(&format!("{}/{}", state.spec.kind.name(), param.name))?;
+            let kind = kind(stored.spec.dtype);
+            let values = Tensor::from_data_size(stored.bytes, &state.spec.shape, kind);
+            state.values.shallow_clone().copy_(&values);
         }
     }
     Ok(())
