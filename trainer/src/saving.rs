@@ -73,10 +73,6 @@ pub fn snapshot(
             }
         }
         collect_whole_states(unit, &mut values);
-        optimizer.extend(host.owned_whole.iter().map(|(spec, values)| {
-            let bytes = view::bytes(values).into();
-            TensorRecord { spec: spec.clone(), bytes }
-        }));
     }
     let mut snapshot = Snapshot::reusing(buffer);
     let len_bytes = |value: &Value| value.values.numel() * value.values.kind().elt_size_in_bytes();
