@@ -3,8 +3,8 @@
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
 //! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives,
 //! `coordinates` one width with another; `documents` and `data` pack and mix; `families`, `rules`,
-//! `whole`, `resume`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli`
-//! checks what it says, `layering` what may name what.
+//! `whole`, `resume`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts;
+//! `cli` checks what it says, `layering` what may name what.
 
 mod cli;
 mod coordinates;
@@ -24,6 +24,7 @@ mod ranks;
 mod recompute;
 mod resume;
 mod rules;
+mod saving;
 mod watchdog;
 mod whole;
 mod zero;

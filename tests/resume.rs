@@ -77,6 +77,7 @@ fn forget_optimizer(program: &Program, run: &str) {
         optimizer: copy(checkpoint.optimizer(), |bytes| vec![0; bytes.len()]),
         run_state: checkpoint.run_state().clone(),
         extra_files: Vec::new(),
+        max_shard_bytes: u64::MAX,
     };
     drop(save(&run, &contents).expect("a checkpoint"));
 }
@@ -99,13 +100,15 @@ fn a_finished_run_can_be_resumed_and_does_nothing() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_named_and_passed_over() {
+fn a_cut_checkpoint_is_named_and_passed_over_when_told_to() {
     let program = Program::new();
     program.train(1, &["run.steps=20"]);
     let newest = program.path("run/checkpoints/step-00000020/grove/masters.safetensors");
     let bytes = fs::read(&newest).expect("masters");
     fs::write(&newest, &bytes[..bytes.len() / 2]).expect("half of them");
-    let arguments = ["train", "config.toml", "--resume"];
+    let said = program.fail(&["train", "config.toml", "--resume"]);
+    assert!(said.contains("step-00000020") && said.contains("checkpoint.fallback"), "{said}");
+    let arguments = ["train", "config.toml", "--resume", "--set", "checkpoint.fallback=true"];
     let output = program.command(&arguments).output().expect("the program starts");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");

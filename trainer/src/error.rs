@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::config::{Change, Meaning, how_to_allow};
+
 /// An error of the trainer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -124,21 +126,24 @@ pub enum Error {
     },
     /// A resume that would change what the run means.
     #[error(
-        "{checkpoint} is of a run with another meaning; these keys differ:\n{}\nrestore them, or \
-         start a new run in another run.dir{}",
+        "{checkpoint} is of a run with another meaning; these keys differ:\n{}\nrestore them, start \
+         a new run in another run.dir, or allow it with {}{}",
         .changes.iter().map(|c| format!("  {c}")).collect::<Vec<_>>().join("\n"),
-        how_to_allow(changes)
+        how_to_allow(.changes.iter().map(|change| change.meaning)),
+        other_ways(changes)
     )]
     PlanChanged {
         /// The checkpoint's folder.
         checkpoint: PathBuf,
-        /// One line for each key.
-        changes: Vec<String>,
+        /// Each key.
+        changes: Vec<Change>,
     },
     /// A resume from tokens other than those trained on.
     #[error(
         "{path} is not the data that {checkpoint} was trained on: its fingerprint is {found}, \
-         expected {expected}; restore the file, or start a new run in another run.dir"
+         expected {expected}; restore the file, start a new run in another run.dir, or allow it with \
+         {}",
+        how_to_allow(std::iter::once(Meaning::Data))
     )]
     DataChanged {
         /// The token file.
@@ -149,6 +154,24 @@ pub enum Error {
         expected: String,
         /// The file's fingerprint.
         found: String,
+    },
+    /// The newest checkpoint is damaged, and an older one is not wanted.
+    #[error("{reason}; set checkpoint.fallback = true to go on from step {fallback}")]
+    NewestDamaged {
+        /// What is wrong with it.
+        reason: String,
+        /// The step of the newest that is not known to be damaged.
+        fallback: u64,
+    },
+    /// Another process writes the run's folder.
+    #[error(
+        "run.dir {dir} is being written by {holder}; wait for it or end it, or choose another run.dir"
+    )]
+    RunLocked {
+        /// The run's folder.
+        dir: PathBuf,
+        /// Process, host and time.
+        holder: String,
     },
     /// The record of a mixture's weights is not one.
     #[error(
@@ -204,11 +227,13 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("sample.prompt has no tokens; give at least one character")]
     EmptyPrompt,
-    /// Rank 0 could not save, as it reports itself.
-    #[error("rank 0 could not save the checkpoint of step {step}")]
+    /// The last checkpoint of a run could not be saved.
+    #[error("step {step}: {reason}")]
     NotSaved {
         /// The step.
         step: u64,
+        /// What the lowest rank that failed says.
+        reason: String,
     },
     /// A file or folder operation failed.
     #[error("cannot {action} {path}: {source}")]
@@ -255,9 +280,9 @@ pub enum Error {
     Config(#[from] crate::config::ConfigError),
 }
 
-/// What would let a run go on with some of the changes of [`Error::PlanChanged`].
-fn how_to_allow(changes: &[String]) -> String {
-    let any = |prefix: &str| changes.iter().any(|change| change.starts_with(prefix));
+/// What else would let a run go on with some of the changes of [`Error::PlanChanged`].
+fn other_ways(changes: &[Change]) -> String {
+    let any = |prefix: &str| changes.iter().any(|change| change.text.starts_with(prefix));
     let mut ways = String::new();
     if any("optim.") {
         ways += "; optim.on_change = \"reset\" goes on with new optimizer state";

@@ -5,60 +5,123 @@ use std::fs;
 use grove_data::Stage;
 use grove_parallel::Collective;
 
-use crate::checkpoint::{self, Checkpoint, Damaged};
-use crate::config::{OnChange, Plan};
+use crate::checkpoint::{self, AllowedChange, Checkpoint, Damaged, Survey};
+use crate::config::{Meaning, OnChange, Plan};
 use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
 use crate::eval_point::masters_to_average;
 use crate::rules::Rules;
+use crate::run_lock::{NotLocked, RunLock};
 use crate::saving::{self, Optimizer};
 use crate::state::RunState;
+use crate::step_numbers::sum_integers;
 
 /// What a run's folder holds to go on from.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// The newest whole checkpoint, if the run is to be resumed and there is one.
+    /// On rank 0: the right to write the folder, unless its file system has no locks.
+    pub lock: Option<RunLock>,
+    /// The checkpoint to resume, if the run is to be resumed and there is one.
     pub checkpoint: Option<Checkpoint>,
-    /// Newer ones that cannot be used.
-    pub damaged: Vec<Damaged>,
+    /// What the user should be told.
+    pub warnings: Vec<String>,
 }
 
-/// Prepares the run's folder on rank 0 and finds the checkpoint to resume from, if any.
+/// Prepares the run's folder on rank 0, which runs on `host`, and finds the checkpoint to resume
+/// from, if any: the newest whole one, whose content rank 0 has checked.
 ///
 /// # Errors
-/// If the folder cannot be made, holds a run that is not to be resumed, or a checkpoint whose
-/// content is not what its manifest says (which rank 0 checks).
+/// If the folder cannot be made, is written by another process, or holds a run that is not to be
+/// resumed; if the newest checkpoint is damaged, unless an older one may be taken and there is one.
 ///
 /// # Collectives
-/// A barrier.
-pub fn open(plan: &Plan, collective: &dyn Collective) -> Result<Found, Error> {
-    let mut prepared = Ok(());
+/// A barrier, and for a resume an all-reduce.
+pub fn open(plan: &Plan, collective: &dyn Collective, host: &str) -> Result<Found, Error> {
+    let mut prepared = Ok(Found::default());
     if collective.rank() == 0 {
-        prepared = prepare(plan);
+        prepared = prepare(plan, host);
     }
     collective.barrier("the run's folder is ready")?.wait()?;
-    prepared?;
+    let mut found = prepared?;
     if !plan.checkpoint.resume {
-        return Ok(Found::default());
+        return Ok(found);
     }
-    let mut survey = checkpoint::survey(&plan.run.dir)?;
-    let newest = survey.whole.pop();
-    let step = newest.as_ref().map_or(0, |whole| whole.step);
-    survey.damaged.retain(|damaged| damaged.step > step);
-    if newest.is_none() && !survey.damaged.is_empty() {
-        return Err(Error::AllDamaged { dir: plan.run.dir.clone(), damaged: survey.damaged });
+    let mut chosen = None;
+    if collective.rank() == 0 {
+        chosen = choose(plan, &mut found.warnings)?;
     }
-    let checkpoint = newest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?;
-    if let (Some(checkpoint), 0) = (&checkpoint, collective.rank()) {
-        checkpoint.verify()?;
+    // Other ranks bring 0; a step is counted from 1, so that 0 stands for none.
+    let step = chosen.map_or(0, |step| step as i64 + 1);
+    let step = sum_integers(collective, &[step], "the step of the checkpoint")?[0];
+    if step > 0 {
+        let folder = checkpoint::folder_of(&plan.run.dir, step as u64 - 1);
+        found.checkpoint = Some(Checkpoint::open(&folder)?);
     }
-    Ok(Found { checkpoint, damaged: survey.damaged })
+    Ok(found)
 }
 
-fn prepare(plan: &Plan) -> Result<(), Error> {
+/// The step of the checkpoint to resume: the newest whose files are what its manifest says.
+fn choose(plan: &Plan, warnings: &mut Vec<String>) -> Result<Option<u64>, Error> {
+    let dir = &plan.run.dir;
+    let Survey { whole, mut damaged } = checkpoint::survey(dir)?;
+    let mut chosen = None;
+    for candidate in whole.iter().rev() {
+        match Checkpoint::open(&candidate.folder).and_then(|checkpoint| checkpoint.verify()) {
+            Ok(()) => {
+                chosen = Some(candidate.step);
+                break;
+            }
+            Err(error) => damaged.push(Damaged { step: candidate.step, error }),
+        }
+        if !plan.checkpoint.fallback {
+            break;
+        }
+    }
+    damaged.retain(|damaged| chosen.is_none_or(|chosen| damaged.step > chosen));
+    damaged.sort_by_key(|damaged| damaged.step);
+    let Some(newest) = damaged.last() else {
+        if let Some(step) = chosen {
+            at_latest(plan, step)?;
+        }
+        return Ok(chosen);
+    };
+    let is_damaged = |step| damaged.iter().any(|damaged| damaged.step == step);
+    let mut older = whole.iter().rev().map(|whole| whole.step);
+    let Some(fallback) = chosen.or_else(|| older.find(|&step| !is_damaged(step))) else {
+        return Err(Error::AllDamaged { dir: dir.clone(), damaged });
+    };
+    if !plan.checkpoint.fallback {
+        return Err(Error::NewestDamaged { reason: newest.error.to_string(), fallback });
+    }
+    warnings.extend(damaged.iter().map(|damaged| format!("{}; it is passed over", damaged.error)));
+    if let Some(step) = chosen {
+        at_latest(plan, step)?;
+    }
+    Ok(chosen)
+}
+
+/// Points the link to the checkpoint that the run goes on from.
+fn at_latest(plan: &Plan, step: u64) -> Result<(), Error> {
+    let path = plan.run.dir.join("latest");
+    let pointed = checkpoint::point_latest(&plan.run.dir, step);
+    pointed.map_err(|source| Error::Io { action: "point to the newest checkpoint", path, source })
+}
+
+fn prepare(plan: &Plan, host: &str) -> Result<Found, Error> {
     let dir = &plan.run.dir;
     let io = |action| move |source| Error::Io { action, path: dir.clone(), source };
     fs::create_dir_all(dir).map_err(io("make the run's folder"))?;
+    let mut found = Found::default();
+    match RunLock::take(dir, host) {
+        Ok(lock) => found.lock = Some(lock),
+        Err(NotLocked::Held { holder }) => {
+            return Err(Error::RunLocked { dir: dir.clone(), holder });
+        }
+        Err(NotLocked::Io(error)) => found.warnings.push(format!(
+            "cannot lock {}: {error}; see to it yourself that no other job writes it",
+            dir.display()
+        )),
+    }
     checkpoint::clear_stale(dir)?;
     let checkpoints = checkpoint::list(dir)?;
     if let (Some(last), false) = (checkpoints.last(), plan.checkpoint.resume) {
@@ -68,7 +131,7 @@ fn prepare(plan: &Plan) -> Result<(), Error> {
             last_step: last.step,
         });
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Writes the plan into the run's folder, once the run is known to go on.
@@ -106,7 +169,8 @@ pub fn stages(plan: &Plan, checkpoint: Option<&Checkpoint>) -> Result<Vec<Stage>
     Ok(corpus::stages(plan, &recorded, saved.step))
 }
 
-/// Fills the state from a checkpoint, once it is known to belong to this plan and data.
+/// Fills the state from a checkpoint, once it is known to belong to this plan and data, or its user
+/// allows what differs. Returns all changes that were ever allowed, oldest first.
 ///
 /// # Errors
 /// If the plan means another run, the data is other data, or the tensors do not fit.
@@ -115,17 +179,25 @@ pub fn resume(
     data: &Data,
     (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
-) -> Result<(), Error> {
+) -> Result<Vec<AllowedChange>, Error> {
     let saved = checkpoint.run_state();
+    let is_allowed = |meaning| plan.checkpoint.allow_changes.contains(&meaning);
     let before = Plan::from_toml(&saved.plan_toml)?;
     let changes = before.meaning_changes(plan, saved.step);
-    if !changes.is_empty() {
-        return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
+    let (allowed, refused): (Vec<_>, Vec<_>) =
+        changes.into_iter().partition(|change| is_allowed(change.meaning));
+    let folder = checkpoint.folder();
+    if !refused.is_empty() {
+        return Err(Error::PlanChanged { checkpoint: folder.to_owned(), changes: refused });
     }
+    let mut allowed: Vec<String> = allowed.into_iter().map(|change| change.text).collect();
     if let Some(difference) = data.difference(&saved.data_fingerprint) {
         let Difference { path, expected, found } = difference;
-        let checkpoint = checkpoint.folder().to_owned();
-        return Err(Error::DataChanged { path, checkpoint, expected, found });
+        if !is_allowed(Meaning::Data) {
+            let checkpoint = folder.to_owned();
+            return Err(Error::DataChanged { path, checkpoint, expected, found });
+        }
+        allowed.push(format!("the training data: {expected} -> {found}"));
     }
     let resets =
         plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
@@ -136,5 +208,9 @@ pub fn resume(
         state.restart_optimizer();
         state.round_masters();
     }
-    Ok(())
+    let mut history = saved.allowed_changes.clone();
+    if !allowed.is_empty() {
+        history.push(AllowedChange { step: saved.step, changes: allowed });
+    }
+    Ok(history)
 }

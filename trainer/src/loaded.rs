@@ -1,5 +1,5 @@
 //! A model from a folder, for evaluation and sampling: one of our checkpoints, the newest of a
-//! run, or a Hugging Face folder of a family that we know with one `model.safetensors`.
+//! run, or a Hugging Face folder of a family that we know with safetensors in one or several files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ impl LoadedModel {
         };
         let decoder = Decoder::new(compute, &config, options);
         let state = RunState::allocate_working(compute, decoder.units())?;
-        saving::load_working(&state.units, &TensorFile::open(&folder.join("model.safetensors"))?)?;
+        saving::load_working(&state.units, &TensorFile::open_model(&folder)?)?;
         let tokenizer = find_tokenizer(&folder)?;
         Ok(Self { decoder, state, folder, tokenizer })
     }

@@ -26,6 +26,7 @@ use crate::sharding::{Placement, Sharding};
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step::{Recipe, train_step};
+use crate::step_numbers::{SaveCounts, Word};
 
 /// Which weights a step is done again with.
 #[derive(Clone, Debug, Default)]
@@ -123,8 +124,9 @@ fn advance(
     let data = Data::open(plan)?;
     let mut batches = data.batches(plan, alone, (state.step, &state.history.excluded), stages)?;
     let (stop, mut clock) = (StopRequest::never(), Clock::new());
+    let word = Word { stop: &stop, saves: SaveCounts::default() };
     while state.step < before {
-        let outcome = train_step(recipe, state, &mut batches, traffic, &stop, &mut clock)?;
+        let outcome = train_step(recipe, state, &mut batches, traffic, word, &mut clock)?;
         let Some(tripped) = outcome.tripped else { continue };
         if tripped.policy != Policy::Skip {
             let data_step = state.history.excluded.data_step(state.step);

@@ -37,6 +37,8 @@ pub struct Spent {
     pub unit_seconds: UnitSeconds,
     /// Seconds of the whole step.
     pub step_seconds: f64,
+    /// Seconds of waiting for saves since the last record.
+    pub save_seconds: f64,
     /// Joules, where they can be read.
     pub energy_joules: Option<f64>,
     /// Calls between ranks.
@@ -132,6 +134,7 @@ pub fn step_record(
         flops_per_second: tokens_per_second * rates.flops_per_token as f64,
         mfu: rates.mfu(tokens_per_second),
         step_seconds: spent.step_seconds,
+        save_seconds: spent.save_seconds,
         phases: spent.phases,
         unit_seconds: spent.unit_seconds,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),

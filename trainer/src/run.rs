@@ -1,9 +1,9 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
 mod samples;
+mod saves;
 mod trips;
 
-use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use grove_data::{Prefetcher, Stage, Validation};
@@ -11,15 +11,15 @@ use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
 use crate::beacon::Beacon;
-use crate::checkpoint::{self, Damaged};
+use crate::checkpoint::AllowedChange;
 use crate::clock::Clock;
 use crate::config::{self, Plan, Policy};
-use crate::corpus::{self, Data, stages_to_toml};
+use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
-use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
+use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::peak;
@@ -27,15 +27,17 @@ use crate::recipe::{allocate, placement, recipe};
 use crate::report::{
     Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
 };
-use crate::saving::{self, DataRecord, WholeState};
+use crate::run_lock::RunLock;
+use crate::saver::Saver;
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::snapshot::Snapshot;
 use crate::starting;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
-use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
+use crate::step_numbers::{Word, agree_on, agree_to_stop};
 use crate::watchdog::Pulse;
+use saves::Saves;
 use trips::{exclude, first_snapshot};
 
 /// How a run ended.
@@ -88,6 +90,11 @@ pub fn train_watched(
     {
         ending = Err(error);
     }
+    if matches!(ending, Err(Error::Tripped { .. }))
+        && let Err(error) = run.finish_save()
+    {
+        run.sinks.progress().warn(&error.to_string());
+    }
     run.say_costs();
     run.sinks.finish();
     if ending.is_err() {
@@ -104,8 +111,10 @@ struct Run<'a> {
     recipe: Recipe,
     state: RunState,
     traffic: Traffic<'a>,
-    /// The step of the newest checkpoint; 0 if there is none.
-    saved_step: u64,
+    saver: Saver,
+    saves: Saves,
+    /// The changes of meaning over resumes that the user allowed.
+    allowed_changes: Vec<AllowedChange>,
     data: Data,
     stages: Vec<Stage>,
     batches: Prefetcher,
@@ -116,9 +125,12 @@ struct Run<'a> {
     energy: EnergyMeter,
     peak_flops: f64,
     costs: Costs,
-    damaged: Vec<Damaged>,
+    /// What is to be said once something can be said.
+    warnings: Vec<String>,
     /// The last good state, if it is to be kept in memory.
     snapshot: Option<Snapshot>,
+    /// On rank 0: held as long as the run may write.
+    _lock: Option<RunLock>,
 }
 
 impl<'a> Run<'a> {
@@ -132,9 +144,9 @@ impl<'a> Run<'a> {
         // Before anything that depends on the plan: ranks of different plans make different calls.
         let program = hashed(env!("GROVE_SOURCE"));
         agree_on(collective, [("the program", program), ("the plan", hashed(&plan.to_toml()))])?;
+        let Found { lock, checkpoint: resumed, warnings } = folder::open(plan, collective, host)?;
         // A folder that cannot hold a beacon costs the word of a killed rank, not the run.
         let beacon = Beacon::light(&plan.run.dir, collective.rank(), host).ok();
-        let Found { checkpoint: resumed, damaged } = folder::open(plan, collective)?;
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
@@ -143,12 +155,15 @@ impl<'a> Run<'a> {
         let recipe = recipe(plan, compute, collective.degree())?;
         let mut state = allocate(plan, &recipe, &sharding)?;
         let compute = &recipe.compute;
-        match &resumed {
+        let allowed_changes = match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?;
+                folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?
             }
-            None => starting::start(plan, compute, &mut state)?,
-        }
+            None => {
+                starting::start(plan, compute, &mut state)?;
+                Vec::new()
+            }
+        };
         exclude(plan, &mut state)?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
@@ -169,10 +184,12 @@ impl<'a> Run<'a> {
                 let from = (state.step, &state.history.excluded);
                 data.batches(plan, collective, from, &stages)?
             },
-            saved_step: state.step,
+            saver: saves::saver(plan, collective)?,
+            saves: Saves::after(state.step),
             sinks: open_sinks(plan, collective, state.step)?,
             data,
             stages,
+            allowed_changes,
             clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
             plan,
@@ -184,8 +201,9 @@ impl<'a> Run<'a> {
             validation,
             peak_flops,
             costs: Costs::default(),
-            damaged,
+            warnings,
             snapshot,
+            _lock: lock,
         };
         run.say_start();
         Ok(Some(run))
@@ -203,14 +221,16 @@ impl<'a> Run<'a> {
                 self.clock.begin_trace();
             }
             let started = Instant::now();
+            let word = Word { stop: self.stop, saves: self.saver.counts() };
             let outcome = train_step(
                 &self.recipe,
                 &mut self.state,
                 &mut self.batches,
                 &mut self.traffic,
-                self.stop,
+                word,
                 &mut self.clock,
             )?;
+            self.hear_of_save(outcome.saves)?;
             if let Some(tripped) = outcome.tripped {
                 self.trip(&outcome, tripped)?;
                 if tripped.policy == Policy::Rewind {
@@ -223,12 +243,10 @@ impl<'a> Run<'a> {
                 return self.interrupt();
             }
             if self.save_is_due() {
-                self.save(OnFailure::Warn)?;
+                self.begin_save()?;
             }
         }
-        if self.saved_step < self.state.step {
-            self.save(OnFailure::End)?;
-        }
+        self.save_the_last()?;
         Ok(Ending::Finished)
     }
 
@@ -237,14 +255,8 @@ impl<'a> Run<'a> {
         self.plan.eval.is_some_and(|eval| last || is_due(self.state.step, eval.every))
     }
 
-    fn save_is_due(&self) -> bool {
-        is_due(self.state.step, self.plan.checkpoint.every)
-    }
-
     fn interrupt(&mut self) -> Result<Ending, Error> {
-        if self.saved_step < self.state.step {
-            self.save(OnFailure::End)?;
-        }
+        self.save_the_last()?;
         let (step, steps) = (self.state.step, self.plan.run.steps);
         let line = format!("stopped at step {step} of {steps}; continue with --resume");
         self.sinks.progress().note(&line);
@@ -256,10 +268,14 @@ impl<'a> Run<'a> {
         self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
         let spent = Spent {
             communication: self.collective.ledger().take_step(),
-            memory: memory_by_category(&self.state, &self.traffic, &self.clock),
+            memory: MemoryByCategory {
+                snapshot: self.saver.buffer_bytes(),
+                ..memory_by_category(&self.state, &self.traffic, &self.clock)
+            },
             phases: self.clock.take(),
             unit_seconds: self.clock.take_unit_seconds(),
             step_seconds: started.elapsed().as_secs_f64(),
+            save_seconds: self.saves.take_seconds(),
             energy_joules: self.energy.joules(),
         };
         self.costs.add(outcome, &spent);
@@ -305,49 +321,6 @@ impl<'a> Run<'a> {
         Ok(evaluation)
     }
 
-    /// Rank 0 saves, the others wait; all know whether it is saved.
-    ///
-    /// # Collectives
-    /// The gathers of [`saving::gather`], and one all-reduce.
-    fn save(&mut self, on_failure: OnFailure) -> Result<(), Error> {
-        self.clock.show("save");
-        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
-        let whole = saving::gather(&self.state, &self.traffic.sharding)?;
-        let saved = whole.map_or(Ok(()), |whole| self.save_here(&whole));
-        if moved {
-            to_training_point(&self.state.units, &mut self.traffic)?;
-        }
-        let failed = i64::from(saved.is_err());
-        if sum_integers(self.collective, &[failed], "failed saves")? == [0] {
-            self.saved_step = self.state.step;
-        } else if on_failure == OnFailure::End {
-            return saved.and(Err(Error::NotSaved { step: self.state.step }));
-        } else if let Err(error) = saved {
-            let kept = self.saved_step;
-            let line = format!("{error}; the run goes on, its last checkpoint is step {kept}");
-            self.sinks.progress().warn(&line);
-        }
-        Ok(())
-    }
-
-    fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
-        let folder = {
-            let what = (whole, &self.recipe.rules);
-            let data = DataRecord {
-                fingerprint: self.data.fingerprint.clone(),
-                stages: stages_to_toml(&self.stages),
-            };
-            saving::save(self.plan, &self.state, what, &data)?
-        };
-        let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
-            .expect("the plan keeps at least one checkpoint");
-        self.sinks.progress().note(&format!("saved {}", folder.display()));
-        if let Err(error) = checkpoint::prune(&self.plan.run.dir, keep) {
-            self.sinks.progress().warn(&format!("{error}; older checkpoints stay"));
-        }
-        Ok(())
-    }
-
     fn say_costs(&mut self) {
         if let Some(line) = self.costs.line(&self.rates(), &self.state) {
             self.sinks.progress().note(&line);
@@ -379,8 +352,8 @@ impl<'a> Run<'a> {
             let line = format!("{error}; updates go by libtorch's operations, which are slower");
             self.sinks.progress().warn(&line);
         }
-        for damaged in &self.damaged {
-            self.sinks.progress().warn(&format!("{}; it is passed over", damaged.error));
+        for warning in std::mem::take(&mut self.warnings) {
+            self.sinks.progress().warn(&warning);
         }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
@@ -396,15 +369,6 @@ impl<'a> Run<'a> {
 fn hashed(text: &str) -> i64 {
     let hash = Sha256::digest(text.as_bytes());
     i64::from_le_bytes(std::array::from_fn(|i| hash[i]))
-}
-
-/// What a failed save does to the run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum OnFailure {
-    /// A warning: there will be another save.
-    Warn,
-    /// The end: there is none after this one.
-    End,
 }
 
 /// Whether something that is due every `every` steps (0: never) is due after `step`.

@@ -5,13 +5,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use grove_optim::{StateSpec, Storage, WholeStateSpec};
-use grove_parallel::Reduction;
-use grove_parallel::layout::{ParamPlace, Segment};
+use grove_parallel::layout::Segment;
 use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{
-    self, Checkpoint, Contents, Dtype, ExtraFile, RunStateRecord, TensorFile, TensorRecord,
-    TensorSpec,
+    self, AllowedChange, Blueprint, Checkpoint, Dtype, ExtraFile, Part, RunStateRecord, SmallFiles,
+    Snapshot, TensorFile, TensorList, TensorSpec,
 };
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
@@ -20,7 +19,7 @@ use crate::kernel::view;
 use crate::model::units::ParamSpec;
 use crate::ownership::WholeParam;
 use crate::rules::Rules;
-use crate::sharding::Sharding;
+use crate::sharding::Placement;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
 
 /// What a checkpoint records of the data.
@@ -32,71 +31,125 @@ pub struct DataRecord {
     pub stages: String,
 }
 
-/// The state of all ranks in this rank's host memory.
-#[derive(Debug)]
-pub struct WholeState {
-    units: Vec<HostUnit>,
-}
-
-/// Brings the shards of all ranks together, on rank 0; the others get nothing. Working copies must
-/// be settled.
-///
-/// # Errors
-/// If a gather fails.
-///
-/// # Collectives
-/// Over the first shard group, for each unit: an all-gather of masters, and an all-reduce of each
-/// form of state. Over all ranks: a broadcast of each state of a parameter that is taken whole.
-pub fn gather(
-    state: &RunState,
-    sharding: &Sharding<'_>,
-) -> Result<Option<WholeState>, grove_parallel::Error> {
-    let mut units = Vec::new();
+/// What is stored of a run's tensors, the same on every rank.
+pub fn tensor_list(state: &RunState, rules: &Rules) -> TensorList {
+    let (mut model, mut masters, mut optimizer) = (Vec::new(), Vec::new(), Vec::new());
     for unit in &state.units {
-        let owned_whole = owned_states(unit, sharding)?;
-        if sharding.placement.replica() > 0 {
-            continue;
-        }
-        let whole = HostUnit::gather(unit, sharding)?;
-        if sharding.placement.rank == 0 {
-            units.push(HostUnit { owned_whole, ..whole });
+        model.extend(specs(unit, &unit.working));
+        masters.extend(specs(unit, &unit.masters));
+        for param in &unit.spec.params {
+            let (kind, states) = (unit.masters.kind(), rules.state_specs(param).iter());
+            optimizer.extend(states.map(|&spec| state_spec(spec, param, kind)));
+            let whole = rules.taken_whole(param).map(|(rule, facts)| rule.state_specs(facts));
+            let whole = whole.unwrap_or_default();
+            optimizer.extend(whole.iter().map(|spec| whole_state_spec(spec, param, kind)));
         }
     }
-    Ok((sharding.placement.rank == 0).then_some(WholeState { units }))
+    TensorList { model, masters, optimizer }
 }
 
-/// Saves the state as a checkpoint in the run's folder and returns its folder.
+/// Copies what this rank brings to a checkpoint into `buffer`, the memory of an earlier snapshot:
+/// its share of the masters, working copies and optimizer state that it holds, which replicas
+/// divide among themselves. Working copies must be settled.
 ///
 /// # Errors
-/// If it cannot be written; earlier checkpoints are then as they were.
-pub fn save(
-    plan: &Plan,
+/// If the blueprint is not that of the state's tensors.
+pub fn snapshot(
     state: &RunState,
-    (whole, rules): (&WholeState, &Rules),
-    data: &DataRecord,
-) -> Result<PathBuf, Error> {
-    let hosts = &whole.units;
-    let mut model = Vec::new();
-    let mut masters = Vec::new();
-    let mut optimizer = Vec::new();
-    for (unit, host) in state.units.iter().zip(hosts) {
-        records(unit, &host.working, "", &mut model);
-        records(unit, &host.masters, "", &mut masters);
-        for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
-            for wanted in rules.state_specs(param) {
-                let (_, flat) = host
-                    .states
-                    .iter()
-                    .find(|(spec, _)| spec == wanted)
-                    .expect("a unit has a buffer for every form of state of its parameters");
-                optimizer.push(state_record(*wanted, param, place, flat));
+    placement: &Placement,
+    blueprint: &Blueprint,
+    buffer: Vec<u8>,
+) -> Result<Snapshot, checkpoint::Error> {
+    let mut values = Vec::new();
+    for unit in &state.units {
+        // Counted from the first element that is here.
+        let brought = placement.summed(&unit.layout);
+        let brought = brought.start - unit.owned.start..brought.end - unit.owned.start;
+        for segment in &unit.segments {
+            let start = segment.range.start.max(brought.start);
+            let end = segment.range.end.min(brought.end);
+            if start < end {
+                collect_values(unit, segment, start..end, &mut values);
             }
         }
-        optimizer.extend(host.owned_whole.iter().map(|(spec, values)| {
-            let bytes = view::bytes(values).into();
-            TensorRecord { spec: spec.clone(), bytes }
-        }));
+        collect_whole_states(unit, &mut values);
     }
+    let mut snapshot = Snapshot::reusing(buffer);
+    let len_bytes = |value: &Value| value.values.numel() * value.values.kind().elt_size_in_bytes();
+    snapshot.reserve(values.iter().map(len_bytes).sum());
+    for Value { places, first, values } in values {
+        let places: Vec<_> = places.iter().map(|(part, name)| (*part, name.as_str())).collect();
+        let values = values.to_device(Device::Cpu);
+        snapshot.add(blueprint, &places, first, view::bytes(&values))?;
+    }
+    Ok(snapshot)
+}
+
+/// Elements of a stored tensor, from the element `first` on.
+struct Value {
+    places: Vec<(Part, String)>,
+    first: usize,
+    values: Tensor,
+}
+
+/// The elements `range` of a segment, counted as the segment's are, of all that is stored of them.
+fn collect_values(
+    unit: &UnitState,
+    segment: &OwnedSegment,
+    range: Range<usize>,
+    values: &mut Vec<Value>,
+) {
+    let param = &unit.spec.params[segment.param];
+    let skipped = range.start - segment.range.start;
+    let first = segment.param_range.start + skipped;
+    let part = |flat: &Tensor| flat.narrow(0, range.start as i64, range.len() as i64);
+    let place = |part: Part| (part, param.name.clone());
+    let masters = |places| Value { places, first, values: part(&unit.masters) };
+    if unit.working.kind() == unit.masters.kind() && !unit.has_eval_point() {
+        values.push(masters(vec![place(Part::Model), place(Part::Masters)]));
+    } else {
+        let working = part(&unit.owned_working());
+        values.push(Value { places: vec![place(Part::Model)], first, values: working });
+        values.push(masters(vec![place(Part::Masters)]));
+    }
+    for &(buffer, position) in &segment.places {
+        let StateBuffer { spec, flat } = &unit.states[buffer];
+        // Ranks and replicas are cut at multiples of the blocks that share a scale.
+        let count = |numel: usize| spec.storage.num_elements(numel);
+        let (start, len) = (count(position + skipped) as i64, count(range.len()) as i64);
+        values.push(Value {
+            places: vec![(Part::Optimizer, state_name(*spec, param))],
+            first: count(first),
+            values: flat.narrow(0, start, len),
+        });
+    }
+}
+
+/// The states of the parameters that this rank owns whole: no other rank has them.
+fn collect_whole_states(unit: &UnitState, values: &mut Vec<Value>) {
+    for WholeParam { param, states, .. } in &unit.whole.params {
+        for state in states {
+            let stored =
+                whole_state_spec(&state.spec, &unit.spec.params[*param], state.values.kind());
+            values.push(Value {
+                places: vec![(Part::Optimizer, stored.name)],
+                first: 0,
+                values: state.values.shallow_clone(),
+            });
+        }
+    }
+}
+
+/// What a checkpoint holds beside tensors.
+///
+/// # Errors
+/// If a file of the tokenizer cannot be read.
+pub fn small_files(
+    plan: &Plan,
+    state: &RunState,
+    data: &DataRecord,
+    allowed_changes: &[AllowedChange],
+) -> Result<SmallFiles, checkpoint::Error> {
     let parameter_steps: BTreeMap<_, _> =
         state.params().map(|(_, _, param)| (param.name.clone(), state.num_updates())).collect();
     let run_state = RunStateRecord {
@@ -110,17 +163,10 @@ pub fn save(
         plan_toml: plan.to_toml(),
         guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        allowed_changes: allowed_changes.to_vec(),
     };
     let config_json = plan.model.to_hf_json(plan.precision);
-    let contents = Contents {
-        config_json: &config_json,
-        model,
-        masters,
-        optimizer,
-        run_state,
-        extra_files: tokenizer_files(plan),
-    };
-    Ok(checkpoint::save(&plan.run.dir, &contents)?)
+    SmallFiles::new(&config_json, &run_state, &tokenizer_files(plan))
 }
 
 /// What becomes of the optimizer's state of a checkpoint.
@@ -143,24 +189,13 @@ pub fn load(
     (rules, optimizer): (&Rules, Optimizer),
     checkpoint: &Checkpoint,
 ) -> Result<(), Error> {
-    let mut expected = (Vec::new(), Vec::new());
-    for unit in &state.units {
-        expected.0.extend(specs(unit, &unit.masters, ""));
-        for param in &unit.spec.params {
-            let (kind, states) = (unit.masters.kind(), rules.state_specs(param).iter());
-            expected.1.extend(states.map(|&spec| state_spec(spec, param, kind)));
-            let whole = rules.taken_whole(param).map(|(rule, facts)| rule.state_specs(facts));
-            let whole = whole.unwrap_or_default();
-            expected.1.extend(whole.iter().map(|spec| whole_state_spec(spec, param, kind)));
-        }
-    }
-    checkpoint.masters().check_names(&expected.0)?;
+    let expected = tensor_list(state, rules);
+    checkpoint.masters().check_names(&expected.masters)?;
     if optimizer == Optimizer::Resumed {
-        checkpoint.optimizer().check_names(&expected.1)?;
+        checkpoint.optimizer().check_names(&expected.optimizer)?;
     }
     for unit in &state.units {
-        let owned = || unit.owned.clone();
-        fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
+        fill(unit, (unit.owned.clone(), &unit.masters), checkpoint.masters())?;
         if optimizer == Optimizer::Resumed {
             fill_states(unit, checkpoint.optimizer())?;
             fill_whole_states(unit, checkpoint.optimizer())?;
@@ -184,7 +219,7 @@ pub fn load(
 pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error> {
     let mut expected = Vec::new();
     for unit in units {
-        for spec in specs(unit, &unit.working, "") {
+        for spec in specs(unit, &unit.working) {
             let dtype = model.get(&spec.name).map_or(spec.dtype, |found| found.spec.dtype);
             expected.push(TensorSpec { dtype, ..spec });
         }
@@ -192,125 +227,8 @@ pub fn load_working(units: &[UnitState], model: &TensorFile) -> Result<(), Error
     model.check_names(&expected)?;
     units.iter().try_for_each(|unit| {
         let whole = 0..unit.layout.padded_numel();
-        fill(unit, (whole, &unit.working), model, "")
+        fill(unit, (whole, &unit.working), model)
     })
-}
-
-/// A unit's whole buffers in host memory: the buffers themselves where they are whole and there.
-#[derive(Debug)]
-struct HostUnit {
-    working: Tensor,
-    masters: Tensor,
-    /// Each form of state, at the places of the parameters in the unit.
-    states: Vec<(StateSpec, Tensor)>,
-    /// Each state of parameters that are taken whole.
-    owned_whole: Vec<(TensorSpec, Tensor)>,
-}
-
-impl HostUnit {
-    fn gather(unit: &UnitState, sharding: &Sharding<'_>) -> Result<Self, grove_parallel::Error> {
-        let states = (0..unit.states.len()).map(|buffer| whole_state(unit, buffer, sharding));
-        let states = states.collect::<Result<_, _>>()?;
-        let masters = whole_masters(unit, sharding)?;
-        let working = match unit.holds_whole_working() {
-            true => unit.working.to_device(Device::Cpu),
-            false if unit.has_eval_point() => whole_working(unit, sharding)?,
-            // As an update rounds them.
-            false => masters.to_kind(unit.working.kind()),
-        };
-        Ok(Self { working, masters, states, owned_whole: Vec::new() })
-    }
-}
-
-fn whole_masters(
-    unit: &UnitState,
-    sharding: &Sharding<'_>,
-) -> Result<Tensor, grove_parallel::Error> {
-    whole(unit, &unit.masters, sharding, "masters")
-}
-
-/// Of sharded working copies that are another model than the masters.
-fn whole_working(
-    unit: &UnitState,
-    sharding: &Sharding<'_>,
-) -> Result<Tensor, grove_parallel::Error> {
-    whole(unit, &unit.working, sharding, "working copies")
-}
-
-fn whole(
-    unit: &UnitState,
-    owned: &Tensor,
-    sharding: &Sharding<'_>,
-    what: &str,
-) -> Result<Tensor, grove_parallel::Error> {
-    let owned = owned.to_device(Device::Cpu);
-    if unit.owned.len() == unit.layout.padded_numel() {
-        return Ok(owned);
-    }
-    let kind = (owned.kind(), Device::Cpu);
-    let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
-    let name = format!("{what} of {}", unit.spec.name);
-    sharding.shards().all_gather(&owned, &whole, &name)?.wait()?;
-    Ok(whole)
-}
-
-/// One form of state of a whole unit. The ranks' parts differ in length, so they are laid into
-/// zeros and added up: as integers, which changes no bit.
-fn whole_state(
-    unit: &UnitState,
-    buffer: usize,
-    sharding: &Sharding<'_>,
-) -> Result<(StateSpec, Tensor), grove_parallel::Error> {
-    let StateBuffer { spec, flat } = &unit.states[buffer];
-    let (storage, flat) = (spec.storage, flat.to_device(Device::Cpu));
-    let places = || {
-        let place = |(segment, &(index, first)): (_, &(usize, usize))| {
-            (index == buffer).then_some((segment, first))
-        };
-        let all = unit.segments.iter().flat_map(|segment: &OwnedSegment| {
-            segment.places.iter().map(move |place| (segment, place))
-        });
-        all.filter_map(place)
-    };
-    let alone = unit.owned.len() == unit.layout.padded_numel();
-    if alone && places().all(|(segment, first)| first == segment.range.start) {
-        return Ok((*spec, flat));
-    }
-    let count = |numel: usize| storage.num_elements(numel) as i64;
-    let whole = Tensor::zeros([count(unit.layout.padded_numel())], (flat.kind(), Device::Cpu));
-    for (segment, first) in places() {
-        let (position, len) = (unit.owned.start + segment.range.start, count(segment.range.len()));
-        whole.narrow(0, count(position), len).copy_(&flat.narrow(0, count(first), len));
-    }
-    if !alone {
-        let words = whole.view_dtype(Kind::Int);
-        let name = format!("{} of {}", spec.kind.name(), unit.spec.name);
-        sharding.shards().all_reduce(&words, Reduction::Sum, &name)?.wait()?;
-    }
-    Ok((*spec, whole))
-}
-
-/// The states of a unit's parameters that are taken whole, each from its owner, on every rank.
-fn owned_states(
-    unit: &UnitState,
-    sharding: &Sharding<'_>,
-) -> Result<Vec<(TensorSpec, Tensor)>, grove_parallel::Error> {
-    let (place, kind) = (&sharding.placement, unit.masters.kind());
-    let mut states = Vec::new();
-    for WholeParam { param, owner, specs, states: owned, .. } in &unit.whole.params {
-        for (index, spec) in specs.iter().enumerate() {
-            let values = match owned.get(index) {
-                Some(state) => state.values.to_device(Device::Cpu),
-                None => Tensor::zeros(&spec.shape, (kind, Device::Cpu)),
-            };
-            let stored = whole_state_spec(spec, &unit.spec.params[*param], kind);
-            if place.degree > 1 {
-                sharding.world().broadcast(&values, owner.rank(place), &stored.name)?.wait()?;
-            }
-            states.push((stored, values));
-        }
-    }
-    Ok(states)
 }
 
 /// What is stored of one state of a parameter that is taken whole.
@@ -326,7 +244,7 @@ fn whole_state_spec(spec: &WholeStateSpec, param: &ParamSpec, accumulation: Kind
 fn state_spec(spec: StateSpec, param: &ParamSpec, accumulation: Kind) -> TensorSpec {
     let shape: Vec<usize> = param.shape.iter().map(|&size| size as usize).collect();
     TensorSpec {
-        name: format!("{}/{}", spec.kind.name(), param.name),
+        name: state_name(spec, param),
         dtype: dtype(storage_dtype(spec.storage, accumulation)),
         shape: match spec.storage {
             Storage::BlockScale => vec![spec.storage.num_elements(shape.iter().product())],
@@ -335,39 +253,15 @@ fn state_spec(spec: StateSpec, param: &ParamSpec, accumulation: Kind) -> TensorS
     }
 }
 
-/// One state of a parameter, borrowed from the whole unit's.
-fn state_record<'a>(
-    spec: StateSpec,
-    param: &ParamSpec,
-    place: &ParamPlace,
-    flat: &'a Tensor,
-) -> TensorRecord<'a> {
-    let (size, count) = (flat.kind().elt_size_in_bytes(), |n| spec.storage.num_elements(n));
-    let start = count(place.offset);
-    let bytes = &view::bytes(flat)[start * size..(start + count(place.numel)) * size];
-    TensorRecord { spec: state_spec(spec, param, flat.kind()), bytes: bytes.into() }
-}
-
-/// Appends a record for each parameter of a flat host buffer, which is borrowed.
-fn records<'a>(
-    unit: &UnitState,
-    flat: &'a Tensor,
-    prefix: &str,
-    records: &mut Vec<TensorRecord<'a>>,
-) {
-    let (bytes, size) = (view::bytes(flat), flat.kind().elt_size_in_bytes());
-    for (spec, place) in specs(unit, flat, prefix).zip(unit.layout.params()) {
-        let range = place.range();
-        let bytes = &bytes[range.start * size..range.end * size];
-        records.push(TensorRecord { spec, bytes: bytes.into() });
-    }
+fn state_name(spec: StateSpec, param: &ParamSpec) -> String {
+    format!("{}/{}", spec.kind.name(), param.name)
 }
 
 /// What a flat buffer of a unit stores under which names.
-fn specs(unit: &UnitState, flat: &Tensor, prefix: &str) -> impl Iterator<Item = TensorSpec> {
+fn specs(unit: &UnitState, flat: &Tensor) -> impl Iterator<Item = TensorSpec> {
     let dtype = dtype(flat.kind());
     unit.spec.params.iter().map(move |param| TensorSpec {
-        name: format!("{prefix}{}", param.name),
+        name: param.name.clone(),
         dtype,
         shape: param.shape.iter().map(|&size| size as usize).collect(),
     })
@@ -378,10 +272,9 @@ fn fill(
     unit: &UnitState,
     (owned, flat): (Range<usize>, &Tensor),
     file: &TensorFile,
-    prefix: &str,
 ) -> Result<(), Error> {
     for Segment { param, param_range, unit_range } in unit.layout.segments(owned.clone()) {
-        let stored = file.get(&format!("{prefix}{}", unit.layout.params()[param].name))?;
+        let stored = file.get(&unit.layout.params()[param].name)?;
         let kind = kind(stored.spec.dtype);
         let (size, numel) = (kind.elt_size_in_bytes(), unit_range.len() as i64);
         let bytes = &stored.bytes[param_range.start * size..param_range.end * size];
@@ -397,7 +290,7 @@ fn fill_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
         let param = &unit.spec.params[segment.param];
         for &(buffer, first) in &segment.places {
             let StateBuffer { spec, flat } = &unit.states[buffer];
-            let stored = file.get(&format!("{}/{}", spec.kind.name(), param.name))?;
+            let stored = file.get(&state_name(*spec, param))?;
             let (kind, count) = (kind(stored.spec.dtype), |n| spec.storage.num_elements(n));
             let (start, len) = (count(segment.param_range.start), count(segment.range.len()));
             let size = kind.elt_size_in_bytes();

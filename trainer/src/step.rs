@@ -15,9 +15,8 @@ use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
 use crate::rules::Rules;
-use crate::signals::StopRequest;
 use crate::state::RunState;
-use crate::step_numbers::StepNumbers;
+use crate::step_numbers::{SaveCounts, StepNumbers, Word};
 use crate::update::{Update, apply, squared_grad_norm};
 
 /// What stays the same from step to step.
@@ -87,6 +86,8 @@ pub struct StepOutcome {
     pub num_tokens: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
+    /// How far all ranks are with saving.
+    pub saves: SaveCounts,
     /// The summed loss of each of this rank's micro-batches, in order.
     pub micro_losses: Vec<f64>,
     /// How the step went wrong, if it did: the same on every rank. Nothing was updated then, and
@@ -108,7 +109,7 @@ pub fn train_step(
     state: &mut RunState,
     batches: &mut Prefetcher,
     traffic: &mut Traffic<'_>,
-    stop: &StopRequest,
+    word: Word<'_>,
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
@@ -116,8 +117,8 @@ pub fn train_step(
     let (mine, micro_losses) = gradients(recipe, state, (batches, held), traffic, clock)?;
 
     clock.enter(Phase::Reduce);
-    let StepNumbers { loss, num_tokens, stops } =
-        mine.asked_to_stop(stop).over_ranks(traffic.sharding.world())?;
+    let StepNumbers { loss, num_tokens, stops, saves } =
+        mine.telling(word).over_ranks(traffic.sharding.world())?;
     traffic.sums.finish()?;
 
     clock.enter(Phase::Clip);
@@ -131,7 +132,8 @@ pub fn train_step(
     let lr = recipe.schedule.lr(state.step);
     let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
     let stop = stops > 0;
-    let outcome = StepOutcome { loss, grad_norm, lr, num_tokens, stop, micro_losses, tripped };
+    let outcome =
+        StepOutcome { loss, grad_norm, lr, num_tokens, stop, saves, micro_losses, tripped };
     if tripped.is_some() {
         return Ok(outcome);
     }
@@ -229,5 +231,5 @@ fn gradients(
     let losses: Vec<f64> =
         Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
     losses.iter().for_each(|&value| loss.add(value));
-    Ok((StepNumbers { loss, num_tokens, stops: 0 }, losses))
+    Ok((StepNumbers { loss, num_tokens, ..StepNumbers::zero() }, losses))
 }

@@ -7,6 +7,9 @@ use tch::{Device, Kind, Tensor};
 use crate::error::Error;
 use crate::signals::StopRequest;
 
+/// Bytes of a rank's text in [`first_text`].
+const TEXT_BYTES: usize = 512;
+
 /// Numbers of this rank, or of all: sums that do not depend on the order of their terms.
 #[derive(Clone, Debug)]
 pub struct StepNumbers {
@@ -16,17 +19,39 @@ pub struct StepNumbers {
     pub num_tokens: u64,
     /// Ranks that were asked to stop.
     pub stops: u64,
+    /// How far the ranks are with saving.
+    pub saves: SaveCounts,
+}
+
+/// Ranks that have ended their part of the present stage of a save, as numbers that a step brings
+/// over ranks with its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SaveCounts {
+    /// Ranks that are done with it, well or not.
+    pub done: u64,
+    /// Ranks that failed.
+    pub failed: u64,
+}
+
+/// What a rank has to tell the others at the end of a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Word<'a> {
+    /// Whether it was asked to stop.
+    pub stop: &'a StopRequest,
+    /// How far it is with saving.
+    pub saves: SaveCounts,
 }
 
 impl StepNumbers {
     /// None.
     pub fn zero() -> Self {
-        Self { loss: ExactSum::new(), num_tokens: 0, stops: 0 }
+        let (loss, saves) = (ExactSum::new(), SaveCounts::default());
+        Self { loss, num_tokens: 0, stops: 0, saves }
     }
 
-    /// With whether this rank was asked to stop.
-    pub fn asked_to_stop(self, stop: &StopRequest) -> Self {
-        Self { stops: u64::from(stop.is_asked()), ..self }
+    /// With what this rank has to tell.
+    pub fn telling(self, word: Word<'_>) -> Self {
+        Self { stops: u64::from(word.stop.is_asked()), saves: word.saves, ..self }
     }
 
     /// Sums the numbers of all ranks, on all of them.
@@ -38,14 +63,14 @@ impl StepNumbers {
     /// One all-reduce.
     pub fn over_ranks(&self, collective: &dyn Collective) -> Result<Self, grove_parallel::Error> {
         let mut numbers = self.loss.to_digits();
-        numbers.extend([self.num_tokens as i64, self.stops as i64]);
+        let SaveCounts { done, failed } = self.saves;
+        let counts = [self.num_tokens, self.stops, done, failed];
+        numbers.extend(counts.map(|count| count as i64));
         let numbers = sum_integers(collective, &numbers, "step numbers")?;
-        let (digits, counts) = numbers.split_at(numbers.len() - 2);
-        Ok(Self {
-            loss: ExactSum::from_digits(digits),
-            num_tokens: counts[0] as u64,
-            stops: counts[1] as u64,
-        })
+        let (digits, sums) = numbers.split_at(numbers.len() - counts.len());
+        let [num_tokens, stops, done, failed] = std::array::from_fn(|i| sums[i] as u64);
+        let (loss, saves) = (ExactSum::from_digits(digits), SaveCounts { done, failed });
+        Ok(Self { loss, num_tokens, stops, saves })
     }
 }
 
@@ -64,6 +89,46 @@ pub fn sum_integers(
     let tensor = Tensor::from_slice(values);
     collective.all_reduce(&tensor, Reduction::Sum, name)?.wait()?;
     Ok(Vec::try_from(tensor).expect("a vector of i64"))
+}
+
+impl SaveCounts {
+    /// Sums the counts of all ranks, on all of them.
+    ///
+    /// # Errors
+    /// If the collective fails.
+    ///
+    /// # Collectives
+    /// One all-reduce.
+    pub fn over_ranks(self, collective: &dyn Collective) -> Result<Self, grove_parallel::Error> {
+        let counts = [self.done as i64, self.failed as i64];
+        let sums = sum_integers(collective, &counts, "ranks that are done with a save")?;
+        Ok(Self { done: sums[0] as u64, failed: sums[1] as u64 })
+    }
+}
+
+/// The first text, in rank order, that is not empty, on every rank; cut to [`TEXT_BYTES`].
+///
+/// # Errors
+/// If the collective fails.
+///
+/// # Collectives
+/// One all-gather.
+pub fn first_text(
+    collective: &dyn Collective,
+    text: &str,
+    name: &str,
+) -> Result<String, grove_parallel::Error> {
+    let mut mine = text.as_bytes().to_vec();
+    mine.resize(TEXT_BYTES, 0);
+    let mine = Tensor::from_slice(&mine);
+    let len = (collective.degree() * TEXT_BYTES) as i64;
+    let all = Tensor::zeros([len], (Kind::Uint8, Device::Cpu));
+    collective.all_gather(&mine, &all, name)?.wait()?;
+    let all: Vec<u8> = Vec::try_from(all).expect("a vector of u8");
+    let texts = all
+        .chunks(TEXT_BYTES)
+        .map(|text| String::from_utf8_lossy(text).trim_end_matches(['\0', '\u{fffd}']).to_owned());
+    Ok(texts.into_iter().find(|text| !text.is_empty()).unwrap_or_default())
 }
 
 /// Whether any rank was asked to stop: the same answer on all.

@@ -36,7 +36,7 @@ pub enum Error {
     /// An extra file would not be beside `config.json`, or would overwrite a file of Grove's.
     #[error(
         "cannot save extra file {name:?}: expected a plain file name other than config.json, \
-        model.safetensors, manifest.json and grove"
+        manifest.json, grove and those of model files"
     )]
     ExtraFileName {
         /// The name that was asked for.

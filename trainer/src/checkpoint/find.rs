@@ -1,11 +1,11 @@
 //! Finding the checkpoints of a run, and telling the whole ones from the damaged.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::layout::{Entry, checkpoints_folder};
+use super::layout::{Entry, checkpoints_folder, latest_link, latest_target};
 use super::manifest::Manifest;
 
 /// A whole checkpoint.
@@ -75,6 +75,28 @@ pub fn list(run_folder: &Path) -> Result<Vec<Whole>, Error> {
 /// As [`survey`].
 pub fn latest(run_folder: &Path) -> Result<Option<Whole>, Error> {
     Ok(list(run_folder)?.pop())
+}
+
+/// Where a run's checkpoint of a step is, if there is one.
+#[must_use]
+pub fn folder_of(run_folder: &Path, step: u64) -> PathBuf {
+    Entry::Whole(step).path(run_folder)
+}
+
+/// Points the run's link `latest` to the whole checkpoint of `step`. The link is made under another
+/// name and takes its own by a rename, so that it leads to a whole checkpoint at any moment.
+///
+/// # Errors
+/// If the link cannot be made or renamed.
+pub fn point_latest(run_folder: &Path, step: u64) -> io::Result<()> {
+    let (link, next) = latest_link(run_folder);
+    match fs::remove_file(&next) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::os::unix::fs::symlink(latest_target(step), &next)?;
+    fs::rename(&next, &link)?;
+    File::open(run_folder)?.sync_all()
 }
 
 /// All folders of a run's checkpoints that bear one of our names, in no order.

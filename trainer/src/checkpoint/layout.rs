@@ -15,8 +15,10 @@ const REPLACED_PREFIX: &str = ".replaced-step-";
 pub(super) const MANIFEST: &str = "manifest.json";
 /// The Hugging Face configuration.
 pub(super) const CONFIG: &str = "config.json";
-/// The Hugging Face weights.
+/// The Hugging Face weights, where they are in one file.
 pub(super) const MODEL: &str = "model.safetensors";
+/// Which of several files each Hugging Face weight is in.
+pub(super) const MODEL_INDEX: &str = "model.safetensors.index.json";
 /// The folder of what is Grove's own.
 pub(super) const GROVE: &str = "grove";
 /// The master weights.
@@ -25,6 +27,22 @@ pub(super) const MASTERS: &str = "grove/masters.safetensors";
 pub(super) const OPTIMIZER: &str = "grove/optimizer.safetensors";
 /// The run's state.
 pub(super) const RUN_STATE: &str = "grove/run.json";
+
+/// In a run folder: a link to the newest checkpoint.
+const LATEST: &str = "latest";
+/// The same link before it takes its name.
+const NEXT_LATEST: &str = ".latest-next";
+
+/// One of several files of Hugging Face weights, `number` from 1.
+pub(super) fn model_shard(number: usize, count: usize) -> String {
+    format!("model-{number:05}-of-{count:05}.safetensors")
+}
+
+/// Whether a name beside `config.json` is one of Grove's own files.
+pub(super) fn is_own_name(name: &str) -> bool {
+    let is_model = name.starts_with("model") && name.contains(".safetensors");
+    is_model || [CONFIG, MANIFEST, GROVE].contains(&name)
+}
 
 /// What a name in the folder of checkpoints stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +80,16 @@ impl Entry {
         // Eight digits keep the names of any usual run in step order.
         checkpoints_folder(run_folder).join(format!("{prefix}{step:08}"))
     }
+}
+
+/// The link to a run's newest checkpoint, and its name while it is made.
+pub(super) fn latest_link(run_folder: &Path) -> (PathBuf, PathBuf) {
+    (run_folder.join(LATEST), run_folder.join(NEXT_LATEST))
+}
+
+/// Where that link leads for a step: relative, so that a run folder may be moved.
+pub(super) fn latest_target(step: u64) -> PathBuf {
+    Entry::Whole(step).path(Path::new(""))
 }
 
 /// The folder of checkpoints of a run.

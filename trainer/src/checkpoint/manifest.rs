@@ -15,8 +15,8 @@ use super::{Error, Finding};
 /// The version of the folder's form that this code writes and reads.
 const FORMAT: u32 = 1;
 
-/// Bytes read at a time while a file is hashed.
-const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes read at a time while a file is hashed: small enough to still be in the cache.
+const CHUNK_BYTES: usize = 1 << 18;
 
 /// All files of a checkpoint but the manifest itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,26 @@ pub(super) struct FileEntry {
     pub(super) bytes: u64,
     /// Hash of the content, in lower-case hexadecimal.
     pub(super) sha256: String,
+}
+
+impl FileEntry {
+    /// What a file is.
+    pub(super) fn of(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let mut hasher = Sha256::new();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut bytes = 0;
+        loop {
+            match file.read(&mut chunk)? {
+                0 => break,
+                count => {
+                    hasher.update(&chunk[..count]);
+                    bytes += count as u64;
+                }
+            }
+        }
+        Ok(Self { bytes, sha256: hex(hasher.finalize().as_slice()) })
+    }
 }
 
 impl Manifest {
@@ -87,11 +107,12 @@ impl Manifest {
                 findings.push(finding);
                 continue;
             }
-            let found_sha256 = hash_file(&path).map_err(|cause| Error::Io {
+            let found = FileEntry::of(&path).map_err(|cause| Error::Io {
                 action: "read",
                 path: path.clone(),
                 cause,
             })?;
+            let found_sha256 = found.sha256;
             if found_sha256 != entry.sha256 {
                 let (file, expected_sha256) = (file.clone(), entry.sha256.clone());
                 findings.push(Finding::Content { file, expected_sha256, found_sha256 });
@@ -127,18 +148,6 @@ fn size_finding(file: &str, entry: &FileEntry, found_bytes: Option<u64>) -> Opti
             Some(Finding::Size { file, expected_bytes, found_bytes })
         }
         Some(_) => None,
-    }
-}
-
-fn hash_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; CHUNK_BYTES];
-    loop {
-        match file.read(&mut chunk)? {
-            0 => return Ok(hex(hasher.finalize().as_slice())),
-            count => hasher.update(&chunk[..count]),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::layout::{CONFIG, MASTERS, MODEL, OPTIMIZER, RUN_STATE};
+use super::layout::{CONFIG, MASTERS, OPTIMIZER, RUN_STATE};
 use super::manifest::Manifest;
 use super::{Error, RunStateRecord, TensorFile, TensorView};
 
@@ -45,7 +45,7 @@ impl Checkpoint {
             folder: folder.to_path_buf(),
             manifest,
             run_state,
-            model: TensorFile::open(&folder.join(MODEL))?,
+            model: TensorFile::open_model(folder)?,
             masters: TensorFile::open(&folder.join(MASTERS))?,
             optimizer: TensorFile::open(&folder.join(OPTIMIZER))?,
         })

@@ -125,4 +125,17 @@ pub struct RunStateRecord {
     pub guard: GuardRecord,
     /// The version of Grove that wrote the checkpoint.
     pub program_version: String,
+    /// Where the run was resumed with changes of meaning that its user allowed, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_changes: Vec<AllowedChange>,
+}
+
+/// A resume that changed what the run means, because its user said so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AllowedChange {
+    /// The step of the checkpoint that was resumed.
+    pub step: u64,
+    /// What changed, as `key: before -> after`.
+    pub changes: Vec<String>,
 }

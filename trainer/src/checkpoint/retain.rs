@@ -9,16 +9,22 @@ use super::find::entries;
 use super::layout::Entry;
 use super::{Error, Whole, list};
 
-/// Removes all but the newest `keep_last` whole checkpoints and returns the removed ones.
+/// Removes all but the newest `keep_last` whole checkpoints, and those whose step is a multiple of
+/// `keep_every` (0: none), and returns the removed ones.
 ///
 /// Damaged folders neither count nor are removed: they are the user's to look at. A folder loses
 /// its name before its files, so one that is half removed is never taken for a checkpoint.
 ///
 /// # Errors
 /// [`Error::Io`] if a folder cannot be renamed or removed.
-pub fn prune(run_folder: &Path, keep_last: NonZeroUsize) -> Result<Vec<Whole>, Error> {
+pub fn prune(
+    run_folder: &Path,
+    keep_last: NonZeroUsize,
+    keep_every: u64,
+) -> Result<Vec<Whole>, Error> {
     let mut old = list(run_folder)?;
     old.truncate(old.len().saturating_sub(keep_last.get()));
+    old.retain(|whole| keep_every == 0 || !whole.step.is_multiple_of(keep_every));
     old.iter().try_for_each(|whole| remove(run_folder, whole))?;
     Ok(old)
 }
@@ -42,9 +48,15 @@ pub(super) fn remove(run_folder: &Path, Whole { step, folder }: &Whole) -> Resul
 /// # Errors
 /// [`Error::Io`] if a folder cannot be renamed or removed.
 pub fn clear_stale(run_folder: &Path) -> Result<(), Error> {
+    clear_stale_but(run_folder, None)
+}
+
+/// As [`clear_stale`], but for the partial folder of a step that is being saved.
+pub(super) fn clear_stale_but(run_folder: &Path, saving: Option<u64>) -> Result<(), Error> {
     for (entry, folder) in entries(run_folder)? {
         let published = match entry {
             Entry::Whole(_) => continue,
+            Entry::Partial(step) if Some(step) == saving => continue,
             Entry::Partial(_) => None,
             Entry::Replaced(step) => Some(Entry::Whole(step).path(run_folder)),
         };

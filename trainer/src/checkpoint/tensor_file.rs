@@ -1,22 +1,41 @@
-//! A safetensors file, mapped into memory and read in place.
+//! Safetensors files, mapped into memory and read in place.
 #![allow(unsafe_code, reason = "mapping a file into memory")]
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use safetensors::SafeTensors;
+use serde::Deserialize;
 
+use super::layout::{MODEL, MODEL_INDEX};
 use super::{Dtype, Error, Mismatch, TensorSpec};
 
-/// An open safetensors file. Values stay on the disk until they are touched.
+/// An open safetensors file, or several that an index makes one. Values stay on the disk until they
+/// are touched.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
-    tensors: BTreeMap<String, (TensorSpec, Range<usize>)>,
+    maps: Vec<Mmap>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// A tensor, and where it lies.
+#[derive(Debug)]
+struct Entry {
+    spec: TensorSpec,
+    /// The map's index.
+    map: usize,
+    range: Range<usize>,
+}
+
+/// `model.safetensors.index.json`, of which only this matters.
+#[derive(Deserialize)]
+struct Index {
+    /// By tensor: its file, beside the index.
+    weight_map: BTreeMap<String, String>,
 }
 
 /// One tensor of an open file, or of memory.
@@ -45,14 +64,63 @@ impl TensorFile {
     /// # Errors
     /// As [`TensorFile::open`].
     pub fn open_without(path: &Path, is_unwanted: impl Fn(&str) -> bool) -> Result<Self, Error> {
+        let mut opened = Self::empty(path);
+        opened.add(path, |name| !is_unwanted(name))?;
+        Ok(opened)
+    }
+
+    /// Opens the weights of a Hugging Face folder: those that `model.safetensors.index.json` names
+    /// if it is there, else `model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`] of each file; [`Error::Json`] if the index cannot be understood, names
+    /// a file that is not beside it, or a tensor that is not in its file.
+    pub fn open_model(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(MODEL_INDEX);
+        if !path.exists() {
+            return Self::open(&folder.join(MODEL));
+        }
+        let wrong = |reason: String| Error::Json { path: path.clone(), reason };
+        let text = fs::read(&path).map_err(|cause| Error::Io {
+            action: "read",
+            path: path.clone(),
+            cause,
+        })?;
+        let index: Index =
+            serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        let files: BTreeSet<&String> = index.weight_map.values().collect();
+        let mut opened = Self::empty(&path);
+        for file in files {
+            let is_plain = Path::new(file).file_name().is_some_and(|name| name == file.as_str());
+            if !is_plain {
+                return Err(wrong(format!("{file:?} is not the name of a file beside it")));
+            }
+            opened.add(&folder.join(file), |name| index.weight_map.get(name) == Some(file))?;
+        }
+        if let Some((name, file)) =
+            index.weight_map.iter().find(|(name, _)| !opened.tensors.contains_key(*name))
+        {
+            return Err(wrong(format!("tensor {name:?} is not in {file:?}")));
+        }
+        Ok(opened)
+    }
+
+    fn empty(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), maps: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    /// Maps one more file and takes its tensors of the wanted names.
+    fn add(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
         let map = map_file(path)?;
         let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             Error::Header { path: path.to_path_buf(), reason: error.to_string() }
         })?;
         // Offsets in the header count from its end; the length itself takes 8 bytes before it.
         let start = 8 + header_bytes;
-        let mut tensors = BTreeMap::new();
-        for name in metadata.offset_keys().into_iter().filter(|name| !is_unwanted(name)) {
+        for name in metadata.offset_keys() {
+            if !wanted(&name) {
+                continue;
+            }
             let info = metadata.info(&name).expect("the name comes from the same header");
             let dtype = dtype_of(info.dtype).ok_or_else(|| Error::UnknownDtype {
                 path: path.to_path_buf(),
@@ -61,12 +129,13 @@ impl TensorFile {
             })?;
             let range = start + info.data_offsets.0..start + info.data_offsets.1;
             let spec = TensorSpec { name: name.clone(), dtype, shape: info.shape.clone() };
-            tensors.insert(name, (spec, range));
+            self.tensors.insert(name, Entry { spec, map: self.maps.len(), range });
         }
-        Ok(Self { path: path.to_path_buf(), map, tensors })
+        self.maps.push(map);
+        Ok(())
     }
 
-    /// Where the file is.
+    /// Where the file is, or the index of several.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -101,16 +170,16 @@ impl TensorFile {
     /// [`Error::Names`] with all that is missing, extra, or of another dtype or shape.
     pub fn check_names(&self, expected: &[TensorSpec]) -> Result<(), Error> {
         let mut mismatches = BTreeMap::new();
-        for (name, (found, _)) in &self.tensors {
+        for (name, Entry { spec: found, .. }) in &self.tensors {
             mismatches.insert(name.clone(), Mismatch::Extra { found: found.clone() });
         }
         for expected in expected {
-            let mismatch = match self.tensors.get(&expected.name) {
-                Some((found, _)) if found == expected => {
+            let mismatch = match self.tensors.get(&expected.name).map(|entry| &entry.spec) {
+                Some(found) if found == expected => {
                     mismatches.remove(&expected.name);
                     continue;
                 }
-                Some((found, _)) => {
+                Some(found) => {
                     Mismatch::Differs { expected: expected.clone(), found: found.clone() }
                 }
                 None => Mismatch::Missing { expected: expected.clone() },
@@ -124,8 +193,8 @@ impl TensorFile {
         Err(Error::Names { path: self.path.clone(), mismatches })
     }
 
-    fn view<'a>(&'a self, (spec, range): &'a (TensorSpec, Range<usize>)) -> TensorView<'a> {
-        TensorView { spec, bytes: &self.map[range.clone()] }
+    fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {
+        TensorView { spec: &entry.spec, bytes: &self.maps[entry.map][entry.range.clone()] }
     }
 }
 

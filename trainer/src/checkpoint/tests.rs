@@ -14,6 +14,7 @@ use crate::guard::GuardRecord;
 
 mod damage;
 mod inspection;
+mod shared;
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -35,6 +36,7 @@ fn run_state(step: u64) -> RunStateRecord {
         plan_toml: "seed = 7\n[model]\n".to_string(),
         guard: GuardRecord { loss_bits: vec![1.5f64.to_bits()], ..GuardRecord::default() },
         program_version: "0.1.0".to_string(),
+        allowed_changes: vec![AllowedChange { step: 5, changes: vec!["seed: 1 -> 7".to_string()] }],
     }
 }
 
@@ -60,7 +62,8 @@ fn contents(step: u64, num_b: usize) -> Contents<'static> {
         bytes: Cow::Borrowed(b"{}"),
     }];
     let (config_json, run_state) = ("{\"model_type\": \"llama\"}", run_state(step));
-    Contents { config_json, model, masters, optimizer, run_state, extra_files }
+    let max_shard_bytes = u64::MAX;
+    Contents { config_json, model, masters, optimizer, run_state, extra_files, max_shard_bytes }
 }
 
 fn saved(step: u64) -> (TempDir, PathBuf) {
@@ -206,7 +209,8 @@ fn contents_that_contradict_themselves_are_refused_before_anything_is_written() 
         let error = save(run.path(), &contents).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    for name in ["../evil", "", "..", "a/b", "config.json", "grove"] {
+    let shard = "model-00001-of-00002.safetensors";
+    for name in ["../evil", "", "..", "a/b", "config.json", "grove", shard] {
         let mut contents = contents(10, 5);
         let bytes = Cow::Borrowed(&b""[..]);
         contents.extra_files = vec![ExtraFile::Content { name: name.to_string(), bytes }];
@@ -236,11 +240,22 @@ fn prune_keeps_the_newest_whole_ones() {
     }
     let cut = Entry::Whole(20).path(run.path());
     fs::create_dir(&cut).unwrap();
-    let removed = prune(run.path(), NonZeroUsize::new(2).unwrap()).unwrap();
+    let removed = prune(run.path(), NonZeroUsize::new(2).unwrap(), 0).unwrap();
     assert_eq!(removed.iter().map(|whole| whole.step).collect::<Vec<_>>(), [9, 10]);
     assert_eq!(steps(run.path()), [30, 100_000_000]);
     assert!(cut.exists(), "a damaged folder is left to the user");
     assert_eq!(names_in(&run.path().join("checkpoints")).len(), 3);
+}
+
+#[test]
+fn prune_leaves_those_that_stay_for_good() {
+    let run = TempDir::new().unwrap();
+    for step in [10, 20, 30, 40, 50] {
+        save(run.path(), &contents(step, 5)).unwrap();
+    }
+    let removed = prune(run.path(), NonZeroUsize::new(1).unwrap(), 20).unwrap();
+    assert_eq!(removed.iter().map(|whole| whole.step).collect::<Vec<_>>(), [10, 30]);
+    assert_eq!(steps(run.path()), [20, 40, 50]);
 }
 
 #[test]

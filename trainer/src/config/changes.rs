@@ -1,20 +1,25 @@
 //! What differs between the plan of a checkpoint and the plan of the run that resumes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use toml::{Table, Value};
 
 use super::layers::flatten;
-use super::plan::{DataSource, OnChange, Plan, SourcePlan};
+use super::plan::{DataSource, Meaning, OnChange, Plan, SourcePlan};
 
 /// Keys and tables that may change over a resume: later shares of a mixture, where results go, how
 /// often things are reported, how the same numbers are computed (to rounding), and what happens when
-/// something goes wrong. All others have a meaning, new keys too
-/// until they are added here.
+/// something goes wrong. All others have a meaning, new keys too until they are added here. Where
+/// the training tokens lie is harmless, since a resume compares what they are.
 const HARMLESS: &[&str] = &[
     "data.stages",
     "device",
     "run.dir",
+    "data.tokens",
+    "data.text",
+    "data.tokenizer",
+    "data.validation_tokens",
     "memory.",
     "parallel.",
     "eval.",
@@ -28,9 +33,31 @@ const HARMLESS: &[&str] = &[
     "derived.",
 ];
 
+/// A change of meaning.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What it changes.
+    pub meaning: Meaning,
+    /// As `key: before -> after`.
+    pub text: String,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// How to allow changes of these meanings, as an override.
+pub fn how_to_allow(meanings: impl Iterator<Item = Meaning>) -> String {
+    let words: BTreeSet<Meaning> = meanings.collect();
+    let words: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+    format!("--set 'checkpoint.allow_changes=[{}]'", words.join(", "))
+}
+
 impl Plan {
-    /// The keys whose change would silently change what a resumed run means, each as
-    /// `key: this plan's value -> the other's`, sorted by key; empty if the run may go on.
+    /// The keys whose change would silently change what a resumed run means, sorted by key; empty if
+    /// the run may go on.
     ///
     /// `self` is the plan of the checkpoint, `other` the plan of the resuming run. A change of
     /// `run.steps` counts unless both schedules are constant, since every other shape depends on it.
@@ -42,7 +69,7 @@ impl Plan {
     /// With `optim.on_change = "reset"` in `other`, its `[optim]` may be another; and `[schedule]`,
     /// `run.steps` and `optim.lr` if the checkpoint, after `step` steps, is where its
     /// `schedule.from_step` begins.
-    pub fn meaning_changes(&self, other: &Self, step: u64) -> Vec<String> {
+    pub fn meaning_changes(&self, other: &Self, step: u64) -> Vec<Change> {
         let (before, after) = (self.settings(), other.settings());
         let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let shown = |side: &BTreeMap<String, Value>, key: &str| match side.get(key) {
@@ -57,7 +84,10 @@ impl Plan {
             .filter(|key| !(steps_are_harmless && *key == "run.steps"))
             .filter(|key| !(*key == "data.sources" && keeps_sources(self, other)))
             .filter(|key| !other.allows_change(key, step))
-            .map(|key| format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)))
+            .map(|key| Change {
+                meaning: Meaning::of_key(key),
+                text: format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)),
+            })
             .collect()
     }
 

@@ -76,6 +76,9 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
         Kind::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+        Kind::Words(words) => value.as_array().is_some_and(|list| {
+            list.iter().all(|word| word.as_str().is_some_and(|word| words.contains(&word)))
+        }),
         Kind::Weights => value.as_table().is_some_and(|t| t.iter().all(|(_, v)| is_number(v))),
         Kind::Tables(_) => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
     };
@@ -108,6 +111,10 @@ fn type_name(kind: Kind) -> String {
         Kind::OneOf(words) => {
             let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
             quoted.join(" or ")
+        }
+        Kind::Words(words) => {
+            let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+            format!("an array of any of {}", quoted.join(", "))
         }
         Kind::Weights => "a table of numbers by name, such as { web = 0.7, code = 0.3 }".to_owned(),
         Kind::Tables(_) => "an array of tables".to_owned(),

@@ -30,14 +30,15 @@ mod tests;
 use std::path::Path;
 
 pub use crate::model::config::Precision;
+pub use changes::{Change, how_to_allow};
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
     DataSource, DecayShape, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan, GuardPlan,
-    Home, InitPlan, MemoryPlan, MetricsPlan, MuonPlan, OnChange, OptimPlan, Packing, ParallelPlan,
-    PhaseMode, Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction, RestPlan, Rule,
-    RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan,
-    SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan,
+    Home, InitPlan, Meaning, MemoryPlan, MetricsPlan, MuonPlan, OnChange, OptimPlan, Packing,
+    ParallelPlan, PhaseMode, Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction,
+    RestPlan, Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit,
+    SoapPlan, SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

@@ -1,6 +1,7 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod checkpoint;
 mod data;
 mod guard;
 mod init;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::InitPlan;
@@ -252,17 +254,6 @@ pub struct EvalPlan {
     pub every: u64,
     /// Micro-batches of one evaluation; 0 for the whole validation split.
     pub batches: u64,
-}
-
-/// `[checkpoint]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckpointPlan {
-    /// Steps between checkpoints; 0 for only at the end.
-    pub every: u64,
-    /// How many checkpoints stay; at least 1.
-    pub keep_last: u64,
-    /// Whether to go on from the newest checkpoint in the run's folder.
-    pub resume: bool,
 }
 
 /// `[metrics]`.

@@ -9,8 +9,9 @@ use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Products,
-    Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale, Tokenizer,
+    Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode, Policy, Probe,
+    Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale,
+    Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -299,7 +300,11 @@ pub(super) struct EvalTable {
 pub(super) struct CheckpointTable {
     pub(super) every: Option<u64>,
     pub(super) keep_last: Option<u64>,
+    pub(super) keep_every: Option<u64>,
+    pub(super) max_shard_bytes: Option<u64>,
     pub(super) resume: Option<bool>,
+    pub(super) fallback: Option<bool>,
+    pub(super) allow_changes: Option<Vec<Meaning>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

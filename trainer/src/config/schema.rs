@@ -1,5 +1,7 @@
 //! The one table of configuration keys: name, type, when each takes effect, and what it means.
 
+use super::plan::Meaning;
+
 /// What a key's value must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -23,6 +25,8 @@ pub(super) enum Kind {
     Tokenizer,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// A list of any of these words.
+    Words(&'static [&'static str]),
     /// Numbers by name.
     Weights,
     /// An array of tables with these keys, whose paths are their names alone.
@@ -119,6 +123,7 @@ use Applies::{
 };
 use Kind::{
     Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Tables, Text, Tokenizer, Weights,
+    Words,
 };
 
 const LLAMA: Applies = Family("llama");
@@ -325,7 +330,11 @@ pub(super) const KEYS: &[Key] = &[
 
     key("checkpoint.every", Count, "the steps between checkpoints, 0 for only at the end"),
     key("checkpoint.keep_last", Count, "how many checkpoints stay"),
+    key("checkpoint.keep_every", Count, "the steps whose multiples stay for good, 0 for none"),
+    key("checkpoint.max_shard_bytes", Count, "the bytes of weights above which the model is stored in several files"),
     key("checkpoint.resume", Flag, "whether to go on from the newest checkpoint in run.dir"),
+    key("checkpoint.fallback", Flag, "whether to go on from an earlier checkpoint where the newest is damaged"),
+    key("checkpoint.allow_changes", Words(Meaning::WORDS), "what a resume may change although it changes what the run means"),
 
     key("guard.non_finite", OneOf(POLICIES), "what a loss or gradient that is not finite leads to"),
     key("guard.spike_zscore", Number, "the robust z-score of a spike, 0 for none"),

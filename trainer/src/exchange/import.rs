@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::convert::{convert, count_not_finite};
 use super::{Error, Source};
-use crate::checkpoint::{self, Contents, Dtype, RunStateRecord, TensorRecord, TensorSpec};
+use crate::checkpoint::{
+    self, Contents, DEFAULT_MAX_SHARD_BYTES, Dtype, RunStateRecord, TensorRecord, TensorSpec,
+};
 use crate::guard::GuardRecord;
 use crate::model::config::Precision;
 
@@ -37,6 +39,7 @@ pub fn import(source: &Source, out: &Path) -> Result<(), Error> {
         optimizer: Vec::new(),
         run_state: run_state(source.specs()),
         extra_files: source.files.clone(),
+        max_shard_bytes: DEFAULT_MAX_SHARD_BYTES,
     };
     let staging = staging_folder(out);
     let saved = save(&staging, &contents, out);
@@ -72,6 +75,7 @@ fn run_state(specs: &[TensorSpec]) -> RunStateRecord {
         plan_toml: String::new(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
         guard: GuardRecord::default(),
+        allowed_changes: Vec::new(),
     }
 }
 

@@ -101,6 +101,10 @@ pub struct StepRecord {
     /// Wall time of the step on this rank, in seconds.
     #[serde(deserialize_with = "nan_from_null")]
     pub step_seconds: f64,
+    /// Seconds that this rank has waited for checkpoints since the last record: for values to be
+    /// copied, and for the save before to end. They are not part of a step.
+    #[serde(default)]
+    pub save_seconds: f64,
     /// Wall time of each measured part of the step on this rank, in seconds.
     pub phases: BTreeMap<Phase, f64>,
     /// The most resident memory this rank's process has held on the host since it began
@@ -178,12 +182,15 @@ pub struct MemoryByCategory {
     pub activations: u64,
     /// Gathered working copies, and gradients on their way.
     pub buffers: u64,
+    /// Copies of values that are saved in the background.
+    #[serde(default)]
+    pub snapshot: u64,
 }
 
 impl MemoryByCategory {
     /// Each category by its name.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 6] {
+    pub fn named(&self) -> [(&'static str, u64); 7] {
         [
             ("parameters", self.parameters),
             ("masters", self.masters),
@@ -191,6 +198,7 @@ impl MemoryByCategory {
             ("optimizer_state", self.optimizer_state),
             ("activations", self.activations),
             ("buffers", self.buffers),
+            ("snapshot", self.snapshot),
         ]
     }
 }

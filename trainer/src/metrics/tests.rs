@@ -39,6 +39,7 @@ fn step_record(step: u64) -> StepRecord {
         flops_per_second: 1.5e12,
         mfu: 0.371,
         step_seconds: 0.2,
+        save_seconds: 0.0,
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
         unit_seconds: UnitSeconds::new(),
         peak_memory_bytes: 1_288_490_189,
@@ -381,4 +382,6 @@ fn a_record_that_does_not_fit_leaves_no_torn_line_and_writing_goes_on_later() {
     let last = records_in(&path).last().map(Record::step);
     assert!(written > 10 && full == written, "{full} whole lines of {written} written");
     assert!(later.is_ok() && last == Some(1000), "{later:?}");
+    // The one that found no room has waited.
+    assert_eq!(records_in(&path).len(), written + 2);
 }

@@ -67,15 +67,16 @@ impl Run<'_> {
     fn rewind(&mut self, data_step: u64) -> Result<(), Error> {
         self.clock.show("rewind");
         let abandoned = self.state.history.clone();
+        self.finish_save()?;
         self.traffic.residents.settle()?;
         match &self.snapshot {
-            Some(snapshot) if snapshot.step() >= self.saved_step => {
+            Some(snapshot) if snapshot.step() >= self.saved_step() => {
                 snapshot.restore(&mut self.state);
             }
-            _ if self.saved_step > 0 => {
+            _ if self.saved_step() > 0 => {
                 let whole = checkpoint::list(&self.plan.run.dir)?;
-                let newest = whole.iter().rfind(|whole| whole.step == self.saved_step);
-                let lost = || Error::RewindLost { step: self.saved_step };
+                let newest = whole.iter().rfind(|whole| whole.step == self.saved_step());
+                let lost = || Error::RewindLost { step: self.saved_step() };
                 let checkpoint = Checkpoint::open(&newest.ok_or_else(lost)?.folder)?;
                 let state = (&mut self.state, &self.recipe.rules);
                 folder::resume(self.plan, &self.data, state, &checkpoint)?;

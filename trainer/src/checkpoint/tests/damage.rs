@@ -7,6 +7,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::super::*;
+use super::shared::save_by;
 use super::{contents, names_in, saved};
 
 /// Size of the file system that the disk-full test fills.
@@ -138,4 +139,52 @@ fn a_full_disk_leaves_the_last_checkpoint_and_nothing_else() {
     assert_eq!(names_in(&run.join("checkpoints")), ["step-00000010"]);
     Checkpoint::open(&folder).unwrap().verify().unwrap();
     save(run, &contents(30, 100)).unwrap();
+}
+
+#[test]
+fn a_disk_that_is_full_at_any_stage_of_a_save_costs_that_save_alone() {
+    const PAGE_BYTES: usize = 4096;
+    let Some(disk) = TinyDisk::mount() else { return };
+    let run = disk.folder.path();
+    let folder = save_by(run, &contents(10, 100), 2).unwrap();
+    let fill = |free_pages: usize| {
+        let ballast = run.join("ballast");
+        let _ = fs::remove_file(&ballast);
+        let free = fs::File::create(&ballast).unwrap();
+        // Until nothing more goes in; then a little less.
+        let mut pages = 0;
+        while std::io::Write::write_all(&mut &free, &[1; PAGE_BYTES]).is_ok() {
+            pages += 1;
+        }
+        free.set_len((pages - free_pages.min(pages)) as u64 * PAGE_BYTES as u64).unwrap();
+    };
+    let mut failed_at = std::collections::BTreeSet::new();
+    for free_pages in 0.. {
+        fill(free_pages);
+        let saved = save_by(run, &contents(20, 5000), 2);
+        assert_eq!(
+            fs::read_link(run.join("latest")).unwrap(),
+            match &saved {
+                Ok(_) => Path::new("checkpoints/step-00000020"),
+                Err(_) => Path::new("checkpoints/step-00000010"),
+            }
+        );
+        Checkpoint::open(&folder).unwrap().verify().unwrap();
+        match saved {
+            Ok(second) => {
+                Checkpoint::open(&second).unwrap().verify().unwrap();
+                break;
+            }
+            Err(Error::Save { path, cause, .. }) => {
+                assert_eq!(cause.kind(), std::io::ErrorKind::StorageFull, "{}", path.display());
+                assert_eq!(names_in(&run.join("checkpoints")), ["step-00000010"]);
+                failed_at.insert(path.file_name().unwrap().to_string_lossy().into_owned());
+            }
+            Err(other) => panic!("expected Save, found {other}"),
+        }
+    }
+    // The manifest finds room where the receipts were that it replaces.
+    for stage in ["model.safetensors", "masters.safetensors", "run.json", ".receipt-0"] {
+        assert!(failed_at.contains(stage), "{stage}: {failed_at:?}");
+    }
 }

@@ -56,6 +56,7 @@ fn saved_model(run: &Path, step: u64) -> std::path::PathBuf {
         optimizer,
         run_state: state,
         extra_files: contents(step, 1).extra_files,
+        max_shard_bytes: u64::MAX,
     };
     save(run, &contents).unwrap()
 }

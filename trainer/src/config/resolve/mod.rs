@@ -1,6 +1,7 @@
 //! From a configuration as written to a plan: defaults, derived numbers, and every rule between
 //! values.
 
+mod checkpoint;
 mod data;
 mod guard;
 mod model;
@@ -13,9 +14,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, Derived, Device, EvalPlan, Home, InitPlan,
-    MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan,
-    SamplePlan,
+    Backend, BatchPlan, DataPlan, Derived, Device, EvalPlan, Home, InitPlan, MemoryPlan,
+    MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan, SamplePlan,
 };
 use super::run_config::{MemoryTable, RunConfig, SampleTable};
 use crate::model::config::Precision;
@@ -64,7 +64,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             every: config.eval.every.unwrap_or(0),
             batches: config.eval.batches.unwrap_or(0),
         }),
-        checkpoint: checkpoint(config, &mut problems),
+        checkpoint: checkpoint::resolve(&config.checkpoint, &mut problems),
         guard: guard::guard(&config.guard, &mut problems),
         watchdog: guard::watchdog(&config.watchdog, &mut problems),
         metrics: metrics(config, &mut problems),
@@ -240,18 +240,6 @@ fn parallel(config: &RunConfig, problems: &mut Problems) -> ParallelPlan {
         backend: table.backend.unwrap_or(Backend::Auto),
         threads: table.threads.unwrap_or(0),
         check: table.check.unwrap_or(true),
-    }
-}
-
-fn checkpoint(config: &RunConfig, problems: &mut Problems) -> CheckpointPlan {
-    let table = &config.checkpoint;
-    let keep_last = table.keep_last.unwrap_or(2);
-    let remedy = "keep 1 or more, since the newest is the run's result";
-    problems.require(keep_last > 0, "checkpoint.keep_last", keep_last, "must be above 0", remedy);
-    CheckpointPlan {
-        every: table.every.unwrap_or(0),
-        keep_last,
-        resume: table.resume.unwrap_or(false),
     }
 }
 

@@ -290,6 +290,10 @@ fn values_outside_of_the_optimizer_state_the_rule_that_fails() {
              keep 1 or more, since the newest is the run's result",
         ),
         (
+            &["checkpoint.max_shard_bytes=0"],
+            "checkpoint.max_shard_bytes = 0 must be above 0; use 1 or more, such as 5000000000",
+        ),
+        (
             &["metrics.log_every=0"],
             "metrics.log_every = 0 must be above 0; use 1 to log every step",
         ),

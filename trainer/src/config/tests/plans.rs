@@ -1,6 +1,6 @@
 //! Resolved plans: derived numbers, ranks, printing, and what a resume may change.
 
-use super::super::{Group, Plan, Schedule};
+use super::super::{Group, Meaning, Plan, Schedule, how_to_allow};
 use super::{Folder, GPT2, LLAMA, configs, plan};
 use crate::model::config::ModelConfig;
 
@@ -142,7 +142,7 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "sample.tokens=4",
         ],
     );
-    assert_eq!(before.meaning_changes(&harmless, 0), ["data.tokenizer: not set -> \"bytes\""]);
+    assert_eq!(before.meaning_changes(&harmless, 0), []);
     let meaning = plan(
         LLAMA,
         &[
@@ -154,8 +154,9 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "batch.micro_batches=2",
         ],
     );
+    let changes = before.meaning_changes(&meaning, 0);
     assert_eq!(
-        before.meaning_changes(&meaning, 0),
+        changes.iter().map(|change| change.text.as_str()).collect::<Vec<_>>(),
         [
             "batch.micro_batches: 4 -> 2",
             "data.validation_fraction: 0.1 -> not set",
@@ -169,6 +170,11 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "seed: 1 -> 2",
         ]
     );
+    assert_eq!(
+        how_to_allow(changes.iter().map(|change| change.meaning)),
+        "--set 'checkpoint.allow_changes=[\"seed\", \"model\", \"data\", \"batch\", \"optim\", \
+         \"schedule\"]'"
+    );
 }
 
 #[test]
@@ -177,7 +183,9 @@ fn a_constant_schedule_may_go_on_for_longer() {
     let (short, long) = (constant("run.steps=10"), constant("run.steps=20"));
     assert!(short.meaning_changes(&long, 0).is_empty());
     let cosine = plan(LLAMA, &["run.steps=20"]);
-    assert!(short.meaning_changes(&cosine, 0).contains(&"run.steps: 10 -> 20".to_owned()));
+    let changes = short.meaning_changes(&cosine, 0);
+    let steps = changes.iter().find(|change| change.text == "run.steps: 10 -> 20");
+    assert_eq!(steps.map(|change| change.meaning), Some(Meaning::Schedule));
 }
 
 #[test]
