@@ -141,6 +141,8 @@ fn a_changed_mixture_keeps_its_past() {
     let stages = grove::folder::stages(&plan, newest.as_ref()).expect("a record");
     let firsts: Vec<u64> = stages.iter().map(|stage| stage.first_step).collect();
     assert_eq!(firsts, [0, 12, 20, 30]);
+    // Without another change nothing changes at the next resume.
+    assert_eq!(grove::corpus::stages(&plan, &stages, 25), stages);
     let loader = data.loader(&plan, &stages).expect("a loader");
     let sources: BTreeMap<&str, &Source> = data.training_sources().collect();
     for (ranks, first_step) in [(1, 0), (2, 3), (4, 17), (2, 19), (1, 27), (4, 36)] {

@@ -228,11 +228,7 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let tokens = settings.number("sample.tokens").unwrap_or(0.0);
             blocked(tokens != 0.0, "sample.tokens", "sample.tokens = 0".to_owned())
         }
-        Applies::RandomSampling => {
-            let temperature = settings.number("sample.temperature").unwrap_or(1.0);
-            let because = "sample.temperature = 0 takes the largest logit".to_owned();
-            blocked(temperature != 0.0, "sample.temperature", because)
-        }
+        Applies::RandomSampling => random_sampling(settings),
         Applies::Biases => {
             let family = word("model.model_type", "gpt2");
             let because = format!("model.model_type = {family:?} has no biases");
@@ -244,6 +240,12 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
         }
     }
+}
+
+fn random_sampling(settings: &Settings) -> Option<Obstacle> {
+    let temperature = settings.number("sample.temperature").unwrap_or(1.0);
+    let because = "sample.temperature = 0 takes the largest logit".to_owned();
+    (temperature == 0.0).then_some(Obstacle { key: "sample.temperature", because })
 }
 
 /// The conditions of `[data]` itself.
