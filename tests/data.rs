@@ -6,6 +6,7 @@ use std::fs;
 
 use grove::config::{self, Plan};
 use grove::corpus::Data;
+use grove::guard::Exclusions;
 use grove_data::{Batch, Loader, Source, Stage};
 use grove_parallel::collective::ThreadGroup;
 
@@ -161,7 +162,9 @@ fn batches_of_ranks(
 ) -> Vec<(Batch, u64, u64)> {
     let mut dumped = Vec::new();
     for collective in ThreadGroup::new(ranks) {
-        let batches = data.batches(plan, &collective, (first_step, stages)).expect("batches");
+        let batches = data
+            .batches(plan, &collective, (first_step, &Exclusions::default()), stages)
+            .expect("batches");
         let assignment = grove_parallel::Assignment::new(4, ranks).expect("enough of them");
         for step in first_step..first_step + 2 {
             for index in assignment.of_rank(grove_parallel::Collective::rank(&collective)) {

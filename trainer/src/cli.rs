@@ -1,12 +1,16 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod ckpt;
 mod coordinates;
 mod data;
+mod exchange;
+mod replay;
+mod shown;
 mod tokenize;
 mod tokenizer;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -20,13 +24,15 @@ pub use tokenize::{Documents, Tokenize};
 pub use tokenizer::{TokenizerCommand, TrainTokenizer};
 
 use crate::beacon::LastSeen;
-use crate::checkpoint::hash_masters;
 use crate::config::{self, Plan};
 use crate::eval::{Evaluation, evaluate};
 use crate::loaded::LoadedModel;
 use crate::model::compute::Compute;
 use crate::sample::{Sampling, continue_tokens};
 use crate::signals::StopRequest;
+
+pub use ckpt::Ckpt;
+pub use exchange::{Export, Import};
 
 /// Distributed pre-training of decoder-only language models.
 #[derive(Debug, Parser)]
@@ -60,7 +66,13 @@ pub enum Command {
     Lost(Lost),
     /// Say how large activations become at several widths.
     Coordcheck(Coordcheck),
-    /// Look at checkpoints.
+    /// Do a step that went wrong again, and look for what spoiled it.
+    Replay(replay::Replay),
+    /// Turn a Hugging Face folder or a GGUF file into a checkpoint.
+    Import(Import),
+    /// Turn a checkpoint into a Hugging Face folder.
+    Export(Export),
+    /// Look at checkpoints, compare and prune them.
     #[command(subcommand)]
     Ckpt(Ckpt),
 }
@@ -94,6 +106,18 @@ pub struct Train {
     /// Continue from the run's newest checkpoint, if it has one.
     #[arg(long)]
     pub resume: bool,
+}
+
+impl Train {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// As [`Configured::plan`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.configured.plan()?;
+        plan.checkpoint.resume |= self.resume;
+        Ok(plan)
+    }
 }
 
 /// `grove lost`.
@@ -151,16 +175,6 @@ pub struct Eval {
     /// Another tokenizer than the model's own, to count bytes.
     #[arg(long)]
     tokenizer: Option<String>,
-}
-
-/// `grove ckpt`.
-#[derive(Debug, Subcommand)]
-pub enum Ckpt {
-    /// One sha256 over all master weights in the order of their names.
-    Hash {
-        /// The checkpoint's folder.
-        folder: PathBuf,
-    },
 }
 
 impl Sample {
@@ -264,23 +278,6 @@ impl Eval {
         }
         Ok(Some(bytes as f64 / tokens as f64))
     }
-}
-
-impl Ckpt {
-    /// Prints what was asked of a checkpoint.
-    ///
-    /// # Errors
-    /// If the folder is not a checkpoint.
-    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        match self {
-            Self::Hash { folder } => writeln!(out, "{}", hash_of(folder)?)?,
-        }
-        Ok(())
-    }
-}
-
-fn hash_of(folder: &Path) -> Result<String> {
-    hash_masters(folder).with_context(|| format!("no hash of {}", folder.display()))
 }
 
 /// One process on the CPU in f32, on all its cores: for commands that only run a model.

@@ -19,6 +19,7 @@ pub use mix::{order_step, stages, stages_from_toml, stages_to_toml};
 
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
+use crate::guard::Exclusions;
 use crate::signals::StopRequest;
 use crate::step_numbers::agree_to_stop;
 
@@ -127,7 +128,8 @@ impl Data {
         Ok(Loader::of_mixture(Arc::new(mixture), packing(plan), config)?)
     }
 
-    /// This rank's training batches from `first_step` on, assembled ahead.
+    /// This rank's training batches from `first_step` on, without what is excluded, assembled
+    /// ahead.
     ///
     /// # Errors
     /// Those of [`Data::loader`], or if there are more ranks than micro-batches.
@@ -135,16 +137,17 @@ impl Data {
         &self,
         plan: &Plan,
         collective: &dyn Collective,
-        (first_step, stages): (u64, &[Stage]),
+        (first_step, excluded): (u64, &Exclusions),
+        stages: &[Stage],
     ) -> Result<Prefetcher, Error> {
         let loader = self.loader(plan, stages)?;
         let (ramp, degree, rank) = (plan.batch.ramp(), collective.degree(), collective.rank());
         Assignment::new(ramp.least() as usize, degree)?;
-        let of_step = move |step| {
-            let indices = (rank as u64..ramp.count(step)).step_by(degree);
-            indices.map(move |index| place(&ramp, step, index))
+        let of_step = move |(step, data_step)| {
+            let own = (rank as u64..ramp.count(step)).step_by(degree);
+            own.map(move |index| place(&ramp, data_step, index))
         };
-        let places = (first_step..).flat_map(of_step);
+        let places = (first_step..).zip(excluded.from_step(first_step)).flat_map(of_step);
         Ok(Prefetcher::over(loader, places, PREFETCH_BATCHES)?)
     }
 
@@ -178,11 +181,14 @@ impl Data {
     }
 }
 
-/// Where the data order has micro-batch `index` of step `step`: its step and index in it, as
-/// [`Loader::micro_batch`] takes them. Micro-batches are numbered through the run; under a ramp a step
-/// begins wherever the one before it has ended, within what would be a full step.
-pub fn place(ramp: &BatchRamp, step: u64, index: u64) -> (u64, u64) {
-    let number = ramp.before(step) + index;
+/// Where the data order has micro-batch `index` of a data step, both from 0: its step and index in
+/// it, as [`Loader::micro_batch`] takes them.
+///
+/// Micro-batches are numbered through the run. Under a ramp a step begins wherever the one before
+/// it has ended, within what would be a full step. Where data was left out, a step of the ramp takes
+/// the first micro-batches of a later one, which has as many or more.
+pub fn place(ramp: &BatchRamp, data_step: u64, index: u64) -> (u64, u64) {
+    let number = ramp.before(data_step) + index;
     (number / ramp.full(), number % ramp.full())
 }
 

@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
+use crate::guard;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
@@ -41,6 +42,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         curvature: curvature(plan),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
+        guard: guard::Rules::new(&plan.guard),
         ramp: plan.batch.ramp(),
         degree,
         documents: match plan.data.mask_documents {

@@ -139,6 +139,7 @@ pub fn step_record(
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
+        skipped: outcome.tripped.map(|tripped| tripped.trip),
     }
 }
 

@@ -1,16 +1,19 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
+mod samples;
+mod trips;
+
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Stage, Tokenizer, Validation};
+use grove_data::{Prefetcher, Stage, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
 use crate::beacon::Beacon;
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
-use crate::config::{self, Plan};
+use crate::config::{self, Plan, Policy};
 use crate::corpus::{self, Data, stages_to_toml};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate_sources};
@@ -24,13 +27,16 @@ use crate::recipe::{allocate, placement, recipe};
 use crate::report::{
     Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
 };
-use crate::sample::{Sampling, continue_tokens};
 use crate::saving::{self, DataRecord, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
+use crate::snapshot::Snapshot;
+use crate::starting;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
+use crate::watchdog::Pulse;
+use trips::{exclude, first_snapshot};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +61,25 @@ pub fn train(
     stop: &StopRequest,
     host: &str,
 ) -> Result<Ending, Error> {
+    train_watched(plan, compute, collective, stop, (host, &Pulse::default()))
+}
+
+/// The same with a pulse by which another thread sees what this one does.
+///
+/// # Errors
+/// Those of [`train`].
+///
+/// # Collectives
+/// Every rank must call it with the same plan.
+pub fn train_watched(
+    plan: &Plan,
+    compute: Compute,
+    collective: &dyn Collective,
+    stop: &StopRequest,
+    seat: (&str, &Pulse),
+) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let Some(mut run) = Run::open(plan, compute, (collective, host), stop)? else {
+    let Some(mut run) = Run::open(plan, compute, (collective, seat), stop)? else {
         return Ok(Ending::Interrupted);
     };
     let mut ending = run.steps();
@@ -83,7 +106,7 @@ struct Run<'a> {
     traffic: Traffic<'a>,
     /// The step of the newest checkpoint; 0 if there is none.
     saved_step: u64,
-    data: DataRecord,
+    data: Data,
     stages: Vec<Stage>,
     batches: Prefetcher,
     /// By source.
@@ -94,6 +117,8 @@ struct Run<'a> {
     peak_flops: f64,
     costs: Costs,
     damaged: Vec<Damaged>,
+    /// The last good state, if it is to be kept in memory.
+    snapshot: Option<Snapshot>,
 }
 
 impl<'a> Run<'a> {
@@ -101,7 +126,7 @@ impl<'a> Run<'a> {
     fn open(
         plan: &'a Plan,
         compute: Compute,
-        (collective, host): (&'a dyn Collective, &str),
+        (collective, (host, pulse)): (&'a dyn Collective, (&str, &Pulse)),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
         // Before anything that depends on the plan: ranks of different plans make different calls.
@@ -122,8 +147,9 @@ impl<'a> Run<'a> {
             Some(checkpoint) => {
                 folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?;
             }
-            None => state.initialize(compute, plan.seed),
+            None => starting::start(plan, compute, &mut state)?,
         }
+        exclude(plan, &mut state)?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
@@ -137,13 +163,17 @@ impl<'a> Run<'a> {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
+        let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: data.batches(plan, collective, (state.step, &stages))?,
+            batches: {
+                let from = (state.step, &state.history.excluded);
+                data.batches(plan, collective, from, &stages)?
+            },
             saved_step: state.step,
             sinks: open_sinks(plan, collective, state.step)?,
-            data: DataRecord { fingerprint: data.fingerprint, stages: stages_to_toml(&stages) },
+            data,
             stages,
-            clock: Clock::with_beacon(beacon),
+            clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
             plan,
             collective,
@@ -155,6 +185,7 @@ impl<'a> Run<'a> {
             peak_flops,
             costs: Costs::default(),
             damaged,
+            snapshot,
         };
         run.say_start();
         Ok(Some(run))
@@ -180,7 +211,14 @@ impl<'a> Run<'a> {
                 self.stop,
                 &mut self.clock,
             )?;
+            if let Some(tripped) = outcome.tripped {
+                self.trip(&outcome, tripped)?;
+                if tripped.policy == Policy::Rewind {
+                    continue;
+                }
+            }
             self.record(&outcome, started);
+            self.snapshot_if_due();
             if outcome.stop || (self.eval_is_due() && self.eval()? == Evaluation::Stopped) {
                 return self.interrupt();
             }
@@ -295,7 +333,11 @@ impl<'a> Run<'a> {
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
             let what = (whole, &self.recipe.rules);
-            saving::save(self.plan, &self.state, what, &self.data)?
+            let data = DataRecord {
+                fingerprint: self.data.fingerprint.clone(),
+                stages: stages_to_toml(&self.stages),
+            };
+            saving::save(self.plan, &self.state, what, &data)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
@@ -304,57 +346,6 @@ impl<'a> Run<'a> {
             self.sinks.progress().warn(&format!("{error}; older checkpoints stay"));
         }
         Ok(())
-    }
-
-    /// Prints a sample of text, which all ranks compute. A rank without the tokenizer costs the
-    /// sample, not the run.
-    fn sample(&mut self) -> Result<(), Error> {
-        let Some(sample) = &self.plan.sample else { return Ok(()) };
-        self.clock.show("sample");
-        let prompt = self.prompt(&sample.prompt);
-        let missing = i64::from(prompt.is_err());
-        let missing = sum_integers(self.collective, &[missing], "ranks without a prompt")?[0];
-        let (tokenizer, prompt) = match prompt {
-            Ok(prompt) if missing == 0 => prompt,
-            Ok(_) => {
-                let line = format!("no sample: {missing} rank(s) cannot load the tokenizer");
-                self.sinks.progress().warn(&line);
-                return Ok(());
-            }
-            Err(error) => {
-                self.sinks.progress().warn(&format!("no sample: {error}"));
-                return Ok(());
-            }
-        };
-        let sampling = Sampling {
-            num_tokens: sample.tokens,
-            vocab_size: tokenizer.vocab_size(),
-            temperature: sample.temperature,
-            top_k: sample.top_k.unwrap_or(0),
-            seed: self.plan.seed,
-        };
-        to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
-        let layers = self.recipe.layers(&self.state);
-        let window = self.plan.batch.sequence_length;
-        let how = (&sampling, self.stop);
-        let tokens = continue_tokens(layers, &prompt, window, how, &mut self.traffic)?;
-        match tokenizer.decode(&tokens) {
-            Ok(text) => self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end())),
-            Err(error) => self.sinks.progress().warn(&format!("no sample: {error}")),
-        }
-        Ok(())
-    }
-
-    /// The tokenizer, and the tokens of a text; at least one.
-    fn prompt(&self, text: &str) -> Result<(Tokenizer, Vec<u32>), Error> {
-        let wanted = self.plan.data.tokenizer.as_ref();
-        let wanted = wanted.expect("the plan refuses samples without a tokenizer");
-        let tokenizer = corpus::tokenizer(self.plan, wanted)?;
-        let prompt = tokenizer.encode(text)?;
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        Ok((tokenizer, prompt))
     }
 
     fn say_costs(&mut self) {

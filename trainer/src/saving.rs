@@ -15,6 +15,7 @@ use crate::checkpoint::{
 };
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
+use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
 use crate::sharding::Sharding;
@@ -90,7 +91,7 @@ pub fn save(
         }
     }
     let parameter_steps: BTreeMap<_, _> =
-        state.params().map(|(_, _, param)| (param.name.clone(), state.step)).collect();
+        state.params().map(|(_, _, param)| (param.name.clone(), state.num_updates())).collect();
     let run_state = RunStateRecord {
         step: state.step,
         num_tokens: state.num_tokens,
@@ -100,6 +101,7 @@ pub fn save(
         data_fingerprint: data.fingerprint.clone(),
         data_stages: data.stages.clone(),
         plan_toml: plan.to_toml(),
+        guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let config_json = plan.model.to_hf_json(plan.precision);
@@ -159,6 +161,7 @@ pub fn load(
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
+    state.history = History::from_record(&saved.guard);
     state.round_masters();
     Ok(())
 }

@@ -7,6 +7,7 @@ use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
 
+use crate::guard::History;
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
@@ -119,8 +120,10 @@ impl UnitState {
 pub struct RunState {
     /// The units in execution order.
     pub units: Vec<UnitState>,
-    /// Optimizer steps done.
+    /// Optimizer steps done, those included that were skipped.
     pub step: u64,
+    /// What the guards remember of them.
+    pub history: History,
     /// Tokens trained on, all ranks together.
     pub num_tokens: u64,
     /// Floating-point operations spent, all ranks together.
@@ -140,7 +143,7 @@ impl RunState {
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_unit(compute, spec, rules, (placement, home)));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
     }
 
     /// A state whose working copies alone have memory: for running a model without training it.
@@ -152,7 +155,33 @@ impl RunState {
         units: &[UnitSpec],
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_working_unit(compute, spec));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
+    }
+
+    fn at_start(units: Vec<UnitState>) -> Self {
+        Self { units, step: 0, history: History::default(), num_tokens: 0, flops: 0 }
+    }
+
+    /// Zeroes masters and optimizer state and sets the counters back: as it was allocated.
+    pub fn clear(&mut self) {
+        for unit in &mut self.units {
+            let _ = unit.masters.zero_();
+            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+        }
+        (self.step, self.num_tokens, self.flops) = (0, 0, 0);
+        self.history = History::default();
+    }
+
+    /// Counts a step of so many tokens without its update.
+    pub fn skip(&mut self, num_tokens: u64) {
+        self.step += 1;
+        self.num_tokens += num_tokens;
+        self.history.skipped_steps += 1;
+    }
+
+    /// Updates done: steps but for those that were skipped.
+    pub fn num_updates(&self) -> u64 {
+        self.step - self.history.skipped_steps
     }
 
     /// Fills the masters with initial values drawn by (seed, parameter name), and this rank's part
@@ -172,6 +201,20 @@ impl RunState {
             unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
             start_states(unit);
         }
+    }
+
+    /// Fills the masters by what `fill` does for each unit, and all else from them, as
+    /// [`RunState::initialize`] does.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn start_from<E>(&mut self, fill: impl Fn(&UnitState) -> Result<(), E>) -> Result<(), E> {
+        for unit in &mut self.units {
+            fill(unit)?;
+            start_states(unit);
+        }
+        self.round_masters();
+        Ok(())
     }
 
     /// Rounds the masters to this rank's part of the working copies, as an update does.

@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::curvature::{Curvature, Held, Setting};
 use crate::error::Error;
 use crate::gradients::Round;
+use crate::guard::{self, Tripped};
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
@@ -39,6 +40,8 @@ pub struct Recipe {
     pub clip_norm: f64,
     /// The run's seed.
     pub seed: u64,
+    /// What counts as a step that goes wrong.
+    pub guard: guard::Rules,
     /// Micro-batches of every step.
     pub ramp: BatchRamp,
     /// Ranks that share them.
@@ -63,7 +66,7 @@ impl Recipe {
 }
 
 /// What a step found.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
     /// Mean loss over the step's tokens, all ranks, in nats.
     pub loss: f64,
@@ -75,15 +78,18 @@ pub struct StepOutcome {
     pub num_tokens: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
+    /// The summed loss of each of this rank's micro-batches, in order.
+    pub micro_losses: Vec<f64>,
+    /// How the step went wrong, if it did: the same on every rank. Nothing was updated then, and
+    /// the sums of gradients are still there.
+    pub tripped: Option<Tripped>,
 }
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
-/// update. A loss or gradient that is not finite, or no target at all, is an error on every rank,
-/// before any update.
+/// update, unless the loss or the gradient went wrong. No target at all is an error on every rank.
 ///
 /// # Errors
-/// If data cannot be read, a collective fails, no target counts, or the loss or gradient is not
-/// finite.
+/// If data cannot be read, no target counts, or a collective fails.
 ///
 /// # Collectives
 /// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
@@ -98,7 +104,7 @@ pub fn train_step(
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
-    let mine = gradients(recipe, state, (batches, held), traffic, clock)?;
+    let (mine, micro_losses) = gradients(recipe, state, (batches, held), traffic, clock)?;
 
     clock.enter(Phase::Reduce);
     let StepNumbers { loss, num_tokens, stops } =
@@ -113,27 +119,31 @@ pub fn train_step(
     let loss = loss.value() / num_tokens_f64;
     let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
     let grad_norm = squared_norm.sqrt() / num_tokens_f64;
-    if !(loss.is_finite() && grad_norm.is_finite()) {
-        return Err(Error::NotFinite { step: state.step + 1, loss, grad_norm });
+    let lr = recipe.schedule.lr(state.step);
+    let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
+    let stop = stops > 0;
+    let outcome = StepOutcome { loss, grad_norm, lr, num_tokens, stop, micro_losses, tripped };
+    if tripped.is_some() {
+        return Ok(outcome);
     }
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
     clock.enter(Phase::Optim);
-    let lr = recipe.schedule.lr(state.step);
     let update = Update {
         rules: &recipe.rules,
         groups: &recipe.groups,
         lr,
         weight_decay: recipe.weight_decay.multiplier(state.step),
         grad_scale: clip / num_tokens_f64,
-        step: state.step + 1,
+        step: state.num_updates() + 1,
         averaging_weight: recipe.schedule.averaging_weight(state.step),
         seed: recipe.seed,
     };
     apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;
     state.num_tokens += num_tokens;
-    Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0 })
+    state.history.note_update((state.step, recipe.guard.window()), loss, grad_norm);
+    Ok(outcome)
 }
 
 /// Estimates the curvature if it is due, and returns the step's micro-batches, which were read for
@@ -174,7 +184,8 @@ fn next_tokens(
     Ok(Tokens::of_batch(&recipe.compute, &batch, recipe.documents))
 }
 
-/// Forward and backward of this rank's micro-batches: the summed loss and the tokens.
+/// Forward and backward of this rank's micro-batches: the summed loss and the tokens, and the loss of
+/// each micro-batch.
 ///
 /// In a last round with fewer micro-batches than ranks, a rank without one computes its last one
 /// again and contributes nothing: so all ranks take part in the same collectives.
@@ -184,11 +195,12 @@ fn gradients(
     (batches, held): (&mut Prefetcher, Option<Vec<Held>>),
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<StepNumbers, Error> {
+) -> Result<(StepNumbers, Vec<f64>), Error> {
     let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
     for index in 0..num_rounds {
+        clock.begin_round(index as u64);
         let contributes = assignment.micro_batch(index, rank).is_some();
         if let Some(held) = &held {
             tokens = Some(held[index].tokens.shallow_clone());
@@ -206,6 +218,6 @@ fn gradients(
     let mut loss = ExactSum::new();
     let losses: Vec<f64> =
         Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
-    losses.into_iter().for_each(|value| loss.add(value));
-    Ok(StepNumbers { loss, num_tokens, stops: 0 })
+    losses.iter().for_each(|&value| loss.add(value));
+    Ok((StepNumbers { loss, num_tokens, stops: 0 }, losses))
 }

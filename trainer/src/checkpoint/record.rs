@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guard::GuardRecord;
+
 /// The element types of stored tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dtype {
@@ -118,6 +120,9 @@ pub struct RunStateRecord {
     pub data_stages: String,
     /// The resolved plan of the run, as TOML.
     pub plan_toml: String,
+    /// What the guards remember.
+    #[serde(default)]
+    pub guard: GuardRecord,
     /// The version of Grove that wrote the checkpoint.
     pub program_version: String,
 }

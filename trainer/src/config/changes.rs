@@ -8,7 +8,8 @@ use super::layers::flatten;
 use super::plan::{DataSource, OnChange, Plan, SourcePlan};
 
 /// Keys and tables that may change over a resume: later shares of a mixture, where results go, how
-/// often things are reported, and how the same numbers are computed (to rounding). All others have a meaning, new keys too
+/// often things are reported, how the same numbers are computed (to rounding), and what happens when
+/// something goes wrong. All others have a meaning, new keys too
 /// until they are added here.
 const HARMLESS: &[&str] = &[
     "data.stages",
@@ -18,6 +19,8 @@ const HARMLESS: &[&str] = &[
     "parallel.",
     "eval.",
     "checkpoint.",
+    "guard.",
+    "watchdog.",
     "metrics.",
     "profile.",
     "sample.",

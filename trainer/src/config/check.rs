@@ -65,6 +65,9 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
         Kind::Pair => value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_number)),
+        Kind::Counts => value.as_array().is_some_and(|values| {
+            values.iter().all(|value| value.as_integer().is_some_and(|integer| integer >= 0))
+        }),
         Kind::Range => {
             let is_count = |value: &Value| value.as_integer().is_some_and(|integer| integer >= 0);
             value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_count))
@@ -95,6 +98,7 @@ fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
+        Kind::Counts => "an array of integers of at least 0".to_owned(),
         Kind::Pair => "an array of two finite numbers".to_owned(),
         Kind::Range => "an array of two integers of at least 0".to_owned(),
         Kind::Flag => "true or false".to_owned(),
@@ -235,6 +239,12 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
+        Applies::Spikes => {
+            let zscore = settings.number("guard.spike_zscore").unwrap_or(0.0);
+            let because = "guard.spike_zscore = 0 looks for no spikes".to_owned();
+            blocked(zscore != 0.0, "guard.spike_zscore", because)
+        }
+        Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
             let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
@@ -246,6 +256,21 @@ fn random_sampling(settings: &Settings) -> Option<Obstacle> {
     let temperature = settings.number("sample.temperature").unwrap_or(1.0);
     let because = "sample.temperature = 0 takes the largest logit".to_owned();
     (temperature == 0.0).then_some(Obstacle { key: "sample.temperature", because })
+}
+
+/// What goes wrong may skip or rewind, at a spike too where spikes are looked for.
+fn guarded(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let non_finite = settings.text("guard.non_finite").unwrap_or("stop");
+    let looks = settings.number("guard.spike_zscore").is_some_and(|zscore| zscore != 0.0);
+    let spike = settings.text("guard.spike").unwrap_or("skip");
+    let fits = |policy| match applies {
+        Applies::Rewinds => policy == "rewind",
+        _ => policy != "stop",
+    };
+    let wanted = if applies == Applies::Rewinds { "rewinds" } else { "skips or rewinds" };
+    let because = format!("guard.non_finite = {non_finite:?} and no spike {wanted}");
+    let holds = fits(non_finite) || (looks && fits(spike));
+    (!holds).then_some(Obstacle { key: "guard.non_finite", because })
 }
 
 /// The conditions of `[data]` itself.

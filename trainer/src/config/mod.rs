@@ -33,10 +33,10 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
-    EvalPlan, Group, GroupPlan, Home, MemoryPlan, MetricsPlan, OnChange, OptimPlan, Packing,
-    ParallelPlan, PhaseMode, Plan, Probe, ProfilePlan, Recompute, Reduction, Rule, RuleName,
-    RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, SourcePlan, StagePlan, StateDtype,
-    Tokenizer, Validation,
+    EvalPlan, Group, GroupPlan, GuardPlan, Home, InitPlan, MemoryPlan, MetricsPlan, OnChange,
+    OptimPlan, Packing, ParallelPlan, PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute,
+    Reduction, Rule, RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit,
+    SourcePlan, StagePlan, StateDtype, Tokenizer, Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

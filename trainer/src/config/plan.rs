@@ -2,6 +2,8 @@
 //! itself a configuration, apart from its `[derived]` table.
 
 mod data;
+mod guard;
+mod init;
 mod optim;
 mod schedule;
 
@@ -13,6 +15,8 @@ use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
+pub use guard::{GuardPlan, Policy, WatchdogPlan};
+pub use init::InitPlan;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 
@@ -29,6 +33,9 @@ pub struct Plan {
     pub run: RunPlan,
     /// The model, under its Hugging Face keys.
     pub model: ModelConfig,
+    /// What the weights start from.
+    #[serde(default)]
+    pub init: InitPlan,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.
@@ -46,6 +53,12 @@ pub struct Plan {
     pub eval: Option<EvalPlan>,
     /// Checkpoints.
     pub checkpoint: CheckpointPlan,
+    /// What happens at a step that goes wrong.
+    #[serde(default)]
+    pub guard: GuardPlan,
+    /// What happens when a rank hangs.
+    #[serde(default)]
+    pub watchdog: WatchdogPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
     /// Which steps are traced.

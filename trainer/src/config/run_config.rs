@@ -9,8 +9,8 @@ use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Probe, Recompute, Reduction,
-    RuleName, ScheduleUnit, StateDtype, Tokenizer,
+    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Recompute,
+    Reduction, RuleName, ScheduleUnit, StateDtype, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -27,6 +27,8 @@ pub(super) struct RunConfig {
     pub(super) run: RunTable,
     pub(super) model: ModelTable,
     #[serde(default)]
+    pub(super) init: InitTable,
+    #[serde(default)]
     pub(super) data: DataTable,
     pub(super) batch: BatchTable,
     #[serde(default)]
@@ -41,6 +43,10 @@ pub(super) struct RunConfig {
     pub(super) eval: EvalTable,
     #[serde(default)]
     pub(super) checkpoint: CheckpointTable,
+    #[serde(default)]
+    pub(super) guard: GuardTable,
+    #[serde(default)]
+    pub(super) watchdog: WatchdogTable,
     #[serde(default)]
     pub(super) metrics: MetricsTable,
     #[serde(default)]
@@ -116,6 +122,12 @@ pub(super) struct ModelTable {
 pub(super) enum Family {
     Llama,
     Gpt2,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InitTable {
+    pub(super) from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -260,6 +272,27 @@ pub(super) struct CheckpointTable {
     pub(super) every: Option<u64>,
     pub(super) keep_last: Option<u64>,
     pub(super) resume: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuardTable {
+    pub(super) non_finite: Option<Policy>,
+    pub(super) spike_zscore: Option<f64>,
+    pub(super) spike: Option<Policy>,
+    pub(super) spike_window: Option<usize>,
+    pub(super) max_trips: Option<u64>,
+    pub(super) snapshot_every: Option<u64>,
+    pub(super) exclude_steps: Option<Vec<u64>>,
+    pub(super) black_box: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WatchdogTable {
+    pub(super) stall_seconds: Option<f64>,
+    pub(super) beat_seconds: Option<f64>,
+    pub(super) address: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -7,6 +7,8 @@ pub(super) enum Kind {
     Count,
     /// A finite number.
     Number,
+    /// Integers of at least 0.
+    Counts,
     /// Two finite numbers.
     Pair,
     /// Two integers of at least 0.
@@ -66,6 +68,12 @@ pub(super) enum Applies {
     OwnHead,
     /// With weight decay at all.
     Decay,
+    /// With spikes looked for.
+    Spikes,
+    /// Where a step that goes wrong may not end the run.
+    GoesOn,
+    /// Where a step that goes wrong may take the run back.
+    Rewinds,
 }
 
 /// One key of the configuration.
@@ -105,10 +113,13 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, DecayShape, Documents, Family, Mixture, Mode, OneSource, OwnHead,
-    Parametrization, Phase, Ramp, RandomSampling, Rule, Sampling, Schedule, Validation,
+    Biases, Decay, DecayShape, Documents, Family, GoesOn, Mixture, Mode, OneSource, OwnHead,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, Rule, Sampling, Schedule, Spikes,
+    Validation,
 };
-use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Range, Tables, Text, Tokenizer, Weights};
+use Kind::{
+    Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Tables, Text, Tokenizer, Weights,
+};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
@@ -120,6 +131,7 @@ const SOPHIA: Applies = Rule(&["sophia_g", "sophia_h"]);
 const RULES: &[&str] =
     &["adamw", "lion", "adamw_8bit", "lion_8bit", "sophia_g", "sophia_h", "schedule_free"];
 
+const POLICIES: &[&str] = &["stop", "skip", "rewind"];
 /// The keys of a table of `data.sources`.
 const SOURCE: &[Key] = &[
     key("name", Text, "what stages and metrics call the source").required(),
@@ -172,6 +184,8 @@ pub(super) const KEYS: &[Key] = &[
     key("model.base_hidden_size", Count, "the width that the hyper-parameters were tuned at").only(LLAMA).and(SCALED),
     key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
     key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
+
+    key("init.from", InputPath, "a model whose weights the run starts from"),
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
@@ -248,6 +262,19 @@ pub(super) const KEYS: &[Key] = &[
     key("checkpoint.every", Count, "the steps between checkpoints, 0 for only at the end"),
     key("checkpoint.keep_last", Count, "how many checkpoints stay"),
     key("checkpoint.resume", Flag, "whether to go on from the newest checkpoint in run.dir"),
+
+    key("guard.non_finite", OneOf(POLICIES), "what a loss or gradient that is not finite leads to"),
+    key("guard.spike_zscore", Number, "the robust z-score of a spike, 0 for none"),
+    key("guard.spike", OneOf(POLICIES), "what a spike leads to").only(Spikes),
+    key("guard.spike_window", Count, "the past steps that a spike stands out from").only(Spikes),
+    key("guard.max_trips", Count, "the steps in a row that may go wrong").only(GoesOn),
+    key("guard.snapshot_every", Count, "the steps between snapshots in host memory, 0 for none").only(Rewinds),
+    key("guard.exclude_steps", Counts, "the steps, from 1, whose data is left out"),
+    key("guard.black_box", Flag, "whether a step that goes wrong leaves a folder"),
+
+    key("watchdog.stall_seconds", Number, "the seconds without progress of a stall, 0 for no watchdog"),
+    key("watchdog.beat_seconds", Number, "the seconds between a rank's beats"),
+    key("watchdog.address", Text, "the IP address to listen on for other hosts, \"\" to choose one"),
 
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),

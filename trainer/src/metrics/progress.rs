@@ -84,9 +84,10 @@ impl Progress {
                 bar.set_message(short_costs(record, left));
             }
             Screen::Lines { out, .. } => {
-                if due {
+                if due || record.skipped.is_some() {
                     let place = place(record.step, self.total_steps);
-                    write_line(out, &format!("step {place}  {}", costs(record, left)));
+                    let note = if record.skipped.is_some() { "  skipped" } else { "" };
+                    write_line(out, &format!("step {place}  {}{note}", costs(record, left)));
                 }
             }
         }

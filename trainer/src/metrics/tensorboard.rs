@@ -66,6 +66,7 @@ impl TensorBoard {
         let scalars = match record {
             Record::Step(record) => step_scalars(record),
             Record::Eval(record) => eval_scalars(record),
+            Record::Rewind(_) => return Ok(()),
         };
         let values = scalars.iter().flat_map(|(tag, value)| {
             // TensorBoard stores scalars as f32.

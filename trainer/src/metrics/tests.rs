@@ -58,6 +58,7 @@ fn step_record(step: u64) -> StepRecord {
         },
         memory_bytes: MemoryByCategory { parameters: 68 << 20, ..MemoryByCategory::default() },
         total_flops: 1e20,
+        skipped: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! values.
 
 mod data;
+mod guard;
 mod model;
 mod optim;
 mod schedule;
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, Derived, Device, EvalPlan, Home, MemoryPlan,
-    MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan, SamplePlan,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, Derived, Device, EvalPlan, Home, InitPlan,
+    MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan,
+    SamplePlan,
 };
 use super::run_config::{MemoryTable, RunConfig, SampleTable};
 use crate::model::config::Precision;
@@ -52,6 +54,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         precision: config.precision.unwrap_or(Precision::Bf16),
         device: config.device.unwrap_or(Device::Auto),
         run: RunPlan { dir: run_dir(config), steps },
+        init: InitPlan { from: config.init.from.clone() },
         optim: optim::resolve(&config.optim, &spec, &mut problems),
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
@@ -61,6 +64,8 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             batches: config.eval.batches.unwrap_or(0),
         }),
         checkpoint: checkpoint(config, &mut problems),
+        guard: guard::guard(&config.guard, &mut problems),
+        watchdog: guard::watchdog(&config.watchdog, &mut problems),
         metrics: metrics(config, &mut problems),
         profile: profile(config, &mut problems),
         sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
