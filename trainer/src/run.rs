@@ -6,7 +6,7 @@ mod trips;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Stage, Validation};
+use grove_data::{Prefetcher, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
@@ -14,7 +14,7 @@ use crate::beacon::Beacon;
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
 use crate::config::{self, Plan, Policy};
-use crate::corpus::{self, Data, stages_to_toml};
+use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
@@ -27,7 +27,7 @@ use crate::recipe::{allocate, placement, recipe};
 use crate::report::{
     Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
 };
-use crate::saving::{self, DataRecord, WholeState};
+use crate::saving::{self, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::snapshot::Snapshot;
@@ -107,7 +107,6 @@ struct Run<'a> {
     /// The step of the newest checkpoint; 0 if there is none.
     saved_step: u64,
     data: Data,
-    stages: Vec<Stage>,
     batches: Prefetcher,
     /// By source.
     validation: Vec<(String, Validation)>,
@@ -138,7 +137,7 @@ impl<'a> Run<'a> {
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
-        let data = Data::open(plan)?;
+        let mut data = Data::open(plan)?;
         let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
         let mut state = allocate(plan, &recipe, &sharding)?;
@@ -150,6 +149,9 @@ impl<'a> Run<'a> {
             None => starting::start(plan, compute, &mut state)?,
         }
         exclude(plan, &mut state)?;
+        if let Some(checkpoint) = &resumed {
+            folder::keep_past(plan, &mut data, checkpoint, &state.history.excluded)?;
+        }
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
@@ -158,21 +160,16 @@ impl<'a> Run<'a> {
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
         let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
-        let stages = folder::stages(plan, resumed.as_ref())?;
         let peak_flops = match plan.metrics.peak_tflops {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
         let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: {
-                let from = (state.step, &state.history.excluded);
-                data.batches(plan, collective, from, &stages)?
-            },
+            batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
             saved_step: state.step,
             sinks: open_sinks(plan, collective, state.step)?,
             data,
-            stages,
             clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
             plan,
@@ -333,11 +330,7 @@ impl<'a> Run<'a> {
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
             let what = (whole, &self.recipe.rules);
-            let data = DataRecord {
-                fingerprint: self.data.fingerprint.clone(),
-                stages: stages_to_toml(&self.stages),
-            };
-            saving::save(self.plan, &self.state, what, &data)?
+            saving::save(self.plan, &self.state, what, &self.data)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
@@ -382,7 +375,7 @@ impl<'a> Run<'a> {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
             self.sinks.progress().note(&line);
         }
-        for line in stage_lines(&self.stages, &self.recipe.ramp) {
+        for line in stage_lines(self.data.stages(), &self.recipe.ramp) {
             self.sinks.progress().note(&line);
         }
     }

@@ -14,21 +14,13 @@ use crate::checkpoint::{
     TensorSpec,
 };
 use crate::config::{Plan, Tokenizer};
+use crate::corpus::{Data, stages_to_toml};
 use crate::error::Error;
 use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
 use crate::sharding::Sharding;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
-
-/// What a checkpoint records of the data.
-#[derive(Clone, Debug)]
-pub struct DataRecord {
-    /// Identifies the training tokens.
-    pub fingerprint: String,
-    /// A mixture's weights as TOML; empty where there is none.
-    pub stages: String,
-}
 
 /// The state of all ranks in this rank's host memory.
 #[derive(Debug)]
@@ -70,7 +62,7 @@ pub fn save(
     plan: &Plan,
     state: &RunState,
     (whole, rules): (&WholeState, &Rules),
-    data: &DataRecord,
+    data: &Data,
 ) -> Result<PathBuf, Error> {
     let hosts = &whole.units;
     let mut model = Vec::new();
@@ -99,7 +91,7 @@ pub fn save(
         seed: plan.seed,
         parameter_steps,
         data_fingerprint: data.fingerprint.clone(),
-        data_stages: data.stages.clone(),
+        data_stages: stages_to_toml(data.stages()),
         plan_toml: plan.to_toml(),
         guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
