@@ -89,6 +89,7 @@ fn one_step(
     let clip = if recipe.clip_norm > 0.0 { clip_scale(norm, recipe.clip_norm) } else { 1.0 };
     let update = Update {
         rules: &recipe.rules,
+        kernels: recipe.kernels(),
         groups: &recipe.groups,
         lr: recipe.schedule.lr(state.step),
         weight_decay: recipe.weight_decay.multiplier(state.step),

@@ -6,6 +6,7 @@ mod guard;
 mod model;
 mod optim;
 mod schedule;
+mod whole;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
