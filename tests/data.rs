@@ -7,7 +7,7 @@ use std::fs;
 use grove::config::{self, Plan};
 use grove::corpus::Data;
 use grove::guard::Exclusions;
-use grove_data::{Batch, Loader, Source, Stage};
+use grove_data::{Batch, Loader, Source};
 use grove_parallel::collective::ThreadGroup;
 
 use crate::program::Program;
@@ -137,15 +137,19 @@ fn a_changed_mixture_keeps_its_past() {
     assert_eq!(program.losses("run")[..20], first_losses[..]);
 
     let plan = plan(&program, &over);
-    let data = Data::open(&plan).expect("the data");
-    let newest = grove::folder::newest(&plan).expect("a folder");
-    let stages = grove::folder::stages(&plan, newest.as_ref()).expect("a record");
+    let mut data = Data::open(&plan).expect("the data");
+    let newest = grove::folder::newest(&plan).expect("a folder").expect("a checkpoint");
+    let excluded = Exclusions::default();
+    grove::folder::keep_past(&plan, &mut data, &newest, &excluded).expect("a record");
+    let stages = data.stages().to_vec();
     let firsts: Vec<u64> = stages.iter().map(|stage| stage.first_step).collect();
     assert_eq!(firsts, [0, 12, 20, 30]);
-    let loader = data.loader(&plan, &stages).expect("a loader");
+    // Without another change nothing changes at the next resume.
+    assert_eq!(grove::corpus::stages(&plan, &stages, 25), stages);
+    let loader = data.loader(&plan).expect("a loader");
     let sources: BTreeMap<&str, &Source> = data.training_sources().collect();
     for (ranks, first_step) in [(1, 0), (2, 3), (4, 17), (2, 19), (1, 27), (4, 36)] {
-        for (batch, step, index) in batches_of_ranks(&plan, (&data, &stages), ranks, first_step) {
+        for (batch, step, index) in batches_of_ranks(&plan, &data, ranks, first_step) {
             check_receipt(&loader, &sources, &batch, (step, index));
         }
     }
@@ -154,15 +158,14 @@ fn a_changed_mixture_keeps_its_past() {
 /// The batches that the ranks of a run train on in two steps, with their places.
 fn batches_of_ranks(
     plan: &Plan,
-    (data, stages): (&Data, &[Stage]),
+    data: &Data,
     ranks: usize,
     first_step: u64,
 ) -> Vec<(Batch, u64, u64)> {
     let mut dumped = Vec::new();
     for collective in ThreadGroup::new(ranks) {
-        let batches = data
-            .batches(plan, &collective, (first_step, &Exclusions::default()), stages)
-            .expect("batches");
+        let batches =
+            data.batches(plan, &collective, (first_step, &Exclusions::default())).expect("batches");
         let assignment = grove_parallel::Assignment::new(4, ranks).expect("enough of them");
         for step in first_step..first_step + 2 {
             for index in assignment.of_rank(grove_parallel::Collective::rank(&collective)) {

@@ -1,13 +1,13 @@
 //! The attention kernel beside libtorch's own, forward and backward, in one alternating run.
 //!
 //! Usage: `cargo run --release -p grove --example attention_speed [THREADS]`. Prints the median of
-//! several rounds, and what part of the bf16 product rate of the same run each reaches (causal
-//! FLOPs: half of the full square).
+//! several rounds, what part of the bf16 product rate of the same run each reaches (causal FLOPs:
+//! half of the full square), and what ours takes where rows are cut into documents of 200 positions.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 use std::time::Instant;
 
-use grove::kernel::attention::{self, AttentionShape, Level, Saved, Workspace};
+use grove::kernel::attention::{self, AttentionShape, Level, Saved, Segments, Workspace};
 use grove::kernel::pool::Pool;
 use grove::model::compute::Compute;
 use grove::peak;
@@ -20,6 +20,8 @@ const HEAD_DIMS: [usize; 2] = [64, 128];
 /// Positions of one call, so that each takes about as long at the shorter lengths.
 const POSITIONS: usize = 2048;
 const WIDTH: usize = 512;
+/// Positions of a document where rows are cut; neither blocks nor rows are multiples of it.
+const DOCUMENT: usize = 200;
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |text| text.parse().expect("a thread count"));
@@ -28,9 +30,10 @@ fn main() {
     let peak = peak::measure(&compute);
     println!("{threads} threads, {:?}, products {:.0} GFLOP/s\n", Level::detect(), peak / 1e9);
     println!(
-        "| head | T | batch | ours ms | libtorch ms | ratio (by round) | ours of the product rate |"
+        "| head | T | batch | ours ms | libtorch ms | ratio (by round) | ours of the product rate | in \
+         documents ms |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     for head_dim in HEAD_DIMS {
         for length in LENGTHS {
             row(&compute, (head_dim, length), peak);
@@ -52,12 +55,17 @@ fn row(compute: &Compute, (head_dim, length): (usize, usize), peak: f64) {
     };
     let mut ours = Ours::new(compute, shape);
     let theirs = Theirs::new(shape);
+    let starts: Vec<u32> = (0..(batch * length) as u32).step_by(DOCUMENT).collect();
+    let segments = Segments::new(batch, length, &starts);
     let (mut own, mut other, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let mut in_documents = Vec::new();
     for round in 0..=ROUNDS {
-        let (a, b) = (seconds(|| ours.run()), seconds(|| theirs.run()));
+        let (a, b) = (seconds(|| ours.run(None)), seconds(|| theirs.run()));
+        let cut = seconds(|| ours.run(Some(&segments)));
         // The first round warms up.
         if round > 0 {
             own.push(a);
+            in_documents.push(cut);
             other.push(b);
             ratios.push(b / a);
         }
@@ -67,12 +75,13 @@ fn row(compute: &Compute, (head_dim, length): (usize, usize), peak: f64) {
     // Forward 2 products, backward 5, each of 2 B N T^2 H, half of it masked.
     let flops = 7.0 * (batch * num_heads * length * length * head_dim) as f64;
     println!(
-        "| {head_dim} | {length} | {batch} | {:.2} | {:.2} | {ratio:.2} ({:.2} to {:.2}) | {:.0} % |",
+        "| {head_dim} | {length} | {batch} | {:.2} | {:.2} | {ratio:.2} ({:.2} to {:.2}) | {:.0} % | {:.2} |",
         own * 1e3,
         other * 1e3,
         ratios[0],
         ratios[ratios.len() - 1],
         100.0 * flops / own / peak,
+        median(&mut in_documents) * 1e3,
     );
 }
 
@@ -103,10 +112,11 @@ impl Ours {
         }
     }
 
-    fn run(&mut self) {
+    fn run(&mut self, segments: Option<&Segments>) {
         let Self { workspace, shape, qkv, out, lse, d_out, d_qkv } = self;
-        attention::forward(workspace, (&*shape, None), qkv, out, lse);
-        attention::backward(workspace, (&*shape, None), Saved { qkv, out, lse }, d_out, d_qkv);
+        let shape = (&*shape, segments);
+        attention::forward(workspace, shape, qkv, out, lse);
+        attention::backward(workspace, shape, Saved { qkv, out, lse }, d_out, d_qkv);
     }
 }
 

@@ -15,7 +15,7 @@ use grove_data::{
 use grove_optim::BatchRamp;
 use grove_parallel::{Assignment, Collective};
 
-pub use mix::{order_step, stages, stages_from_toml, stages_to_toml};
+pub use mix::{loader_step, stages, stages_from_toml, stages_to_toml};
 
 use crate::config::{self, DataSource, Plan};
 use crate::error::Error;
@@ -47,6 +47,8 @@ pub struct Data {
     /// a file lists them has no meaning.
     sources: Vec<MixtureSource>,
     is_mixture: bool,
+    /// The weights of a mixture, at steps of the loader; none of one source.
+    stages: Vec<Stage>,
     /// Identifies the training tokens; for a mixture `name=fingerprint` of each source.
     pub fingerprint: String,
     /// The training tokens; of a mixture the first source's.
@@ -64,7 +66,8 @@ impl Data {
             let corpus = open_split(&path, plan.data.validation.as_ref(), plan)?;
             let fingerprint = corpus.part(Split::Train).file.fingerprint().to_string();
             let source = MixtureSource { name: "data".to_owned(), corpus, max_epochs: None };
-            return Ok(Self { sources: vec![source], is_mixture: false, fingerprint, path });
+            let (sources, stages) = (vec![source], Vec::new());
+            return Ok(Self { sources, is_mixture: false, stages, fingerprint, path });
         };
         let mut sources = Vec::new();
         for source in wanted {
@@ -80,6 +83,7 @@ impl Data {
         let path = sources.first().map(|source| file(source).path().to_owned());
         Ok(Self {
             is_mixture: true,
+            stages: stages(plan, &[], 0),
             fingerprint: fingerprints.join("\n"),
             path: path.expect("the plan refuses a mixture without sources"),
             sources,
@@ -108,12 +112,24 @@ impl Data {
         })
     }
 
-    /// The order of the training batches, with these weights.
+    /// The weights of a mixture, at steps of the loader.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// Makes the weights before data step `data_step` those that were `recorded`.
+    pub fn keep_past(&mut self, plan: &Plan, recorded: &[Stage], data_step: u64) {
+        if self.is_mixture {
+            self.stages = stages(plan, recorded, data_step);
+        }
+    }
+
+    /// The order of the training batches.
     ///
     /// # Errors
     /// If the data holds no whole sequence, the packing asks for documents that are not known, or
     /// the sources do not go together.
-    pub fn loader(&self, plan: &Plan, stages: &[Stage]) -> Result<Loader, Error> {
+    pub fn loader(&self, plan: &Plan) -> Result<Loader, Error> {
         let config = LoaderConfig {
             sequence_length: plan.batch.sequence_length,
             micro_batch_size: plan.batch.micro_batch_size,
@@ -121,15 +137,14 @@ impl Data {
             seed: plan.seed,
         };
         let mixture = if self.is_mixture {
-            Mixture::new(self.sources.clone(), stages, &config)?
+            Mixture::new(self.sources.clone(), &self.stages, &config)?
         } else {
             Mixture::of_one(self.sources[0].corpus.clone(), &config)?
         };
         Ok(Loader::of_mixture(Arc::new(mixture), packing(plan), config)?)
     }
 
-    /// This rank's training batches from `first_step` on, without what is excluded, assembled
-    /// ahead.
+    /// This rank's training batches from `first_step` on, without what is excluded, assembled ahead.
     ///
     /// # Errors
     /// Those of [`Data::loader`], or if there are more ranks than micro-batches.
@@ -138,9 +153,8 @@ impl Data {
         plan: &Plan,
         collective: &dyn Collective,
         (first_step, excluded): (u64, &Exclusions),
-        stages: &[Stage],
     ) -> Result<Prefetcher, Error> {
-        let loader = self.loader(plan, stages)?;
+        let loader = self.loader(plan)?;
         let (ramp, degree, rank) = (plan.batch.ramp(), collective.degree(), collective.rank());
         Assignment::new(ramp.least() as usize, degree)?;
         let of_step = move |(step, data_step)| {
@@ -181,18 +195,7 @@ impl Data {
     }
 }
 
-/// Where the data order has micro-batch `index` of a data step, both from 0: its step and index in
-/// it, as [`Loader::micro_batch`] takes them.
-///
-/// Micro-batches are numbered through the run. Under a ramp a step begins wherever the one before
-/// it has ended, within what would be a full step. Where data was left out, a step of the ramp takes
-/// the first micro-batches of a later one, which has as many or more.
-pub fn place(ramp: &BatchRamp, data_step: u64, index: u64) -> (u64, u64) {
-    let number = ramp.before(data_step) + index;
-    (number / ramp.full(), number % ramp.full())
-}
-
-/// The step and the index in it of what the data order has at `place`: the inverse of [`place`].
+/// The data step and the index in it of what the loader has at a place: the inverse of [`place`].
 pub fn step_of(ramp: &BatchRamp, (step, index): (u64, u64)) -> (u64, u64) {
     let number = step * ramp.full() + index;
     // Steps of a ramp have fewer micro-batches, so it is this step or a later one.
@@ -214,6 +217,16 @@ fn packing(plan: &Plan) -> Packing {
         config::Packing::DocumentAligned => Packing::DocumentAligned,
         config::Packing::BestFit => Packing::BestFit,
     }
+}
+
+/// Where the loader has micro-batch `index` of a data step, both from 0.
+///
+/// Micro-batches are numbered through the run. Under a ramp a step begins wherever the one before
+/// it has ended, within what would be a full step. Where data was left out, a step of the ramp takes
+/// the first micro-batches of a later one, which has as many or more.
+pub fn place(ramp: &BatchRamp, data_step: u64, index: u64) -> (u64, u64) {
+    let number = ramp.before(data_step) + index;
+    (number / ramp.full(), number % ramp.full())
 }
 
 /// Turns the plan's text, if it is text, into tokens on rank 0, while the others wait. Returns

@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use grove_data::Stage;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, AllowedChange, Checkpoint, Damaged, Survey};
@@ -10,6 +9,7 @@ use crate::config::{Meaning, OnChange, Plan};
 use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
 use crate::eval_point::masters_to_average;
+use crate::guard::Exclusions;
 use crate::rules::Rules;
 use crate::run_lock::{NotLocked, RunLock};
 use crate::saving::{self, Optimizer};
@@ -155,18 +155,24 @@ pub fn newest(plan: &Plan) -> Result<Option<Checkpoint>, Error> {
     Ok(newest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?)
 }
 
-/// The weights of the run's steps; those before a checkpoint are what it says they were.
+/// Makes the weights of a mixture before a checkpoint what it says they were; `excluded` is the data
+/// that the run leaves out.
 ///
 /// # Errors
 /// If the checkpoint's record of them cannot be read.
-pub fn stages(plan: &Plan, checkpoint: Option<&Checkpoint>) -> Result<Vec<Stage>, Error> {
-    let Some(checkpoint) = checkpoint else { return Ok(corpus::stages(plan, &[], 0)) };
+pub fn keep_past(
+    plan: &Plan,
+    data: &mut Data,
+    checkpoint: &Checkpoint,
+    excluded: &Exclusions,
+) -> Result<(), Error> {
     let saved = checkpoint.run_state();
     let recorded = corpus::stages_from_toml(&saved.data_stages).map_err(|message| {
         let checkpoint = checkpoint.folder().to_owned();
         Error::DamagedStages { checkpoint, message }
     })?;
-    Ok(corpus::stages(plan, &recorded, saved.step))
+    data.keep_past(plan, &recorded, excluded.data_step(saved.step));
+    Ok(())
 }
 
 /// Fills the state from a checkpoint, once it is known to belong to this plan and data, or its user

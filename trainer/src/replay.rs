@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use grove_data::Stage;
 use grove_parallel::Collective;
 
 use crate::blackbox::{BlackBox, ParamNorms, Size, norms};
@@ -12,7 +11,7 @@ use crate::clock::Clock;
 use crate::config::{Plan, Policy};
 use crate::corpus::Data;
 use crate::error::Error;
-use crate::folder::stages;
+use crate::folder::keep_past;
 use crate::gradients::Round;
 use crate::guard::Exclusions;
 use crate::model::block::Recompute;
@@ -91,8 +90,11 @@ pub fn replay(
     if from.advance {
         let excluded = Exclusions::new(black_box.report.excluded_data_steps.iter().copied());
         state.history.excluded = excluded;
-        let stages = stages(plan, checkpoint.as_ref())?;
-        advance((plan, &recipe, &stages), &mut state, &mut traffic, (alone, before))?;
+        let mut data = Data::open(plan)?;
+        if let Some(checkpoint) = &checkpoint {
+            keep_past(plan, &mut data, checkpoint, &state.history.excluded)?;
+        }
+        advance((plan, &recipe, &data), &mut state, &mut traffic, (alone, before))?;
     }
     look(&black_box, &recipe, &state, &mut traffic)
 }
@@ -116,13 +118,12 @@ fn nearest(folder: &Path, from: &From, before: u64) -> Result<Option<Checkpoint>
 
 /// Trains up to step `before`, as the run did.
 fn advance(
-    (plan, recipe, stages): (&Plan, &Recipe, &[Stage]),
+    (plan, recipe, data): (&Plan, &Recipe, &Data),
     state: &mut RunState,
     traffic: &mut Traffic<'_>,
     (alone, before): (&dyn Collective, u64),
 ) -> Result<(), Error> {
-    let data = Data::open(plan)?;
-    let mut batches = data.batches(plan, alone, (state.step, &state.history.excluded), stages)?;
+    let mut batches = data.batches(plan, alone, (state.step, &state.history.excluded))?;
     let (stop, mut clock) = (StopRequest::never(), Clock::new());
     let word = Word { stop: &stop, saves: SaveCounts::default() };
     while state.step < before {

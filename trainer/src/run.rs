@@ -6,7 +6,7 @@ mod trips;
 
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Stage, Validation};
+use grove_data::{Prefetcher, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
@@ -116,7 +116,6 @@ struct Run<'a> {
     /// The changes of meaning over resumes that the user allowed.
     allowed_changes: Vec<AllowedChange>,
     data: Data,
-    stages: Vec<Stage>,
     batches: Prefetcher,
     /// By source.
     validation: Vec<(String, Validation)>,
@@ -150,7 +149,7 @@ impl<'a> Run<'a> {
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
-        let data = Data::open(plan)?;
+        let mut data = Data::open(plan)?;
         let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
         let mut state = allocate(plan, &recipe, &sharding)?;
@@ -165,6 +164,9 @@ impl<'a> Run<'a> {
             }
         };
         exclude(plan, &mut state)?;
+        if let Some(checkpoint) = &resumed {
+            folder::keep_past(plan, &mut data, checkpoint, &state.history.excluded)?;
+        }
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
@@ -173,22 +175,17 @@ impl<'a> Run<'a> {
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
         let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
-        let stages = folder::stages(plan, resumed.as_ref())?;
         let peak_flops = match plan.metrics.peak_tflops {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
         let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: {
-                let from = (state.step, &state.history.excluded);
-                data.batches(plan, collective, from, &stages)?
-            },
+            batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
             saver: saves::saver(plan, collective)?,
             saves: Saves::after(state.step),
             sinks: open_sinks(plan, collective, state.step)?,
             data,
-            stages,
             allowed_changes,
             clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
@@ -359,7 +356,7 @@ impl<'a> Run<'a> {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
             self.sinks.progress().note(&line);
         }
-        for line in stage_lines(&self.stages, &self.recipe.ramp) {
+        for line in stage_lines(self.data.stages(), &self.recipe.ramp) {
             self.sinks.progress().note(&line);
         }
     }

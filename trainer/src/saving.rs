@@ -13,6 +13,7 @@ use crate::checkpoint::{
     Snapshot, TensorFile, TensorList, TensorSpec,
 };
 use crate::config::{Plan, Tokenizer};
+use crate::corpus::{Data, stages_to_toml};
 use crate::error::Error;
 use crate::guard::History;
 use crate::kernel::view;
@@ -21,15 +22,6 @@ use crate::ownership::WholeParam;
 use crate::rules::Rules;
 use crate::sharding::Placement;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
-
-/// What a checkpoint records of the data.
-#[derive(Clone, Debug)]
-pub struct DataRecord {
-    /// Identifies the training tokens.
-    pub fingerprint: String,
-    /// A mixture's weights as TOML; empty where there is none.
-    pub stages: String,
-}
 
 /// What is stored of a run's tensors, the same on every rank.
 pub fn tensor_list(state: &RunState, rules: &Rules) -> TensorList {
@@ -147,7 +139,7 @@ fn collect_whole_states(unit: &UnitState, values: &mut Vec<Value>) {
 pub fn small_files(
     plan: &Plan,
     state: &RunState,
-    data: &DataRecord,
+    data: &Data,
     allowed_changes: &[AllowedChange],
 ) -> Result<SmallFiles, checkpoint::Error> {
     let parameter_steps: BTreeMap<_, _> =
@@ -159,7 +151,7 @@ pub fn small_files(
         seed: plan.seed,
         parameter_steps,
         data_fingerprint: data.fingerprint.clone(),
-        data_stages: data.stages.clone(),
+        data_stages: stages_to_toml(data.stages()),
         plan_toml: plan.to_toml(),
         guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::loader::tests::counting_file;
+use crate::packing::tests::{mixed_lengths, shards_of};
 
 #[test]
 fn windows_follow_each_other_and_share_no_target() {
@@ -30,4 +31,29 @@ fn the_smallest_range_is_one_batch() {
     assert!(Validation::new(file.clone().into(), 0..42, 8, 5).is_err());
     let message = Validation::new(file.into(), 0..41, 8, 0).unwrap_err().to_string();
     assert_eq!(message, "micro_batch_size is 0, expected at least 1");
+}
+
+#[test]
+fn windows_cut_at_documents_hold_the_same_tokens() {
+    let (_folder, source) = shards_of(&mixed_lengths(40));
+    let num_tokens = source.num_tokens();
+    let whole = Validation::new(source.clone(), 10..num_tokens, 16, 3).unwrap();
+    let cut = whole.clone().cut_at_documents().unwrap();
+    assert_eq!(cut.num_batches(), whole.num_batches());
+    for index in 0..cut.num_batches() {
+        let (batch, expected) = (cut.batch(index).unwrap(), whole.batch(index).unwrap());
+        assert_eq!(batch.tokens, expected.tokens);
+        let mask = batch.loss_mask.unwrap();
+        for (input, counts) in mask.into_iter().enumerate() {
+            let token = |at: usize| 10 + (index as usize * 48 + at) as u64;
+            let starts = batch.segment_starts.contains(&(input as u32));
+            let document = |at| source.document_at(token(at)).unwrap();
+            let begins = input % 16 == 0 || document(input) != document(input - 1);
+            assert_eq!(starts, begins, "input {input} of batch {index}");
+            assert_eq!(counts, document(input + 1) == document(input), "target {input}");
+        }
+    }
+    let (_file, plain) = counting_file(200);
+    let message = Validation::new(plain.into(), 0..200, 8, 1).unwrap().cut_at_documents();
+    assert!(message.unwrap_err().to_string().contains("document"));
 }

@@ -11,6 +11,7 @@ use grove_parallel::Assignment;
 use crate::config::{self, Plan};
 use crate::corpus::{self, Data};
 use crate::folder;
+use crate::guard::{Exclusions, History};
 
 /// `grove data`.
 #[derive(Debug, Subcommand)]
@@ -103,12 +104,21 @@ impl DataCommand {
     }
 }
 
+/// A run's data, opened.
+struct Opened {
+    plan: Plan,
+    data: Data,
+    loader: Loader,
+    excluded: Exclusions,
+}
+
 impl Run {
     /// The plan, its data, and the order that the run has or would have: past steps with the
     /// weights that its newest checkpoint records.
-    fn open(&self) -> Result<(Plan, Data, Loader)> {
+    fn open(&self) -> Result<Opened> {
         let plan = config::load(&self.config, &self.overrides)?;
-        let data = Data::open(&plan)?;
+        let mut data = Data::open(&plan)?;
+        let mut excluded = Exclusions::default();
         let newest = folder::newest(&plan)?;
         if let Some(checkpoint) = &newest
             && let Some(difference) = data.difference(&checkpoint.run_state().data_fingerprint)
@@ -122,14 +132,19 @@ impl Run {
                 difference.expected,
             );
         }
-        let loader = data.loader(&plan, &folder::stages(&plan, newest.as_ref())?)?;
-        Ok((plan, data, loader))
+        if let Some(checkpoint) = &newest {
+            excluded = History::from_record(&checkpoint.run_state().guard).excluded;
+            folder::keep_past(&plan, &mut data, checkpoint, &excluded)?;
+        }
+        plan.guard.exclude_steps.iter().for_each(|step| excluded.insert(step - 1));
+        let loader = data.loader(&plan)?;
+        Ok(Opened { plan, data, loader, excluded })
     }
 }
 
 impl At {
     fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let (plan, _, loader) = self.run.open()?;
+        let Opened { plan, loader, excluded, .. } = self.run.open()?;
         ensure!(self.step > 0, "--step 0: steps count from 1");
         let step = self.step - 1;
         let tokenizer = match (&self.tokenizer, &plan.data.tokenizer) {
@@ -147,7 +162,7 @@ impl At {
         }
         for rank in (0..ranks).filter(|&rank| self.rank.is_none_or(|wanted| wanted == rank)) {
             for index in assignment.of_rank(rank) {
-                let (at, number) = corpus::place(&ramp, step, index as u64);
+                let (at, number) = corpus::place(&ramp, excluded.data_step(step), index as u64);
                 let tokens = loader.micro_batch(at, number)?.tokens;
                 let rows = tokens.chunks(plan.batch.sequence_length + 1);
                 for (receipt, row) in loader.receipt(at, number)?.iter().zip(rows) {
@@ -193,14 +208,19 @@ fn in_words(piece: &PieceReceipt) -> String {
 
 impl Seen {
     fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let (plan, data, loader) = self.run.open()?;
+        let Opened { plan, data, loader, excluded } = self.run.open()?;
         let (source, document) = self.find(&data)?;
         let until = self.until.unwrap_or(plan.run.steps);
         let ramp = plan.batch.ramp();
         let mut count = 0;
-        for sighting in loader.seen(&source, document, 0..corpus::order_step(&plan, until))? {
-            let (step, index) = corpus::step_of(&ramp, (sighting.step, sighting.micro_batch));
-            if step < until {
+        let end = corpus::loader_step(&plan, excluded.data_step(until));
+        for sighting in loader.seen(&source, document, 0..end)? {
+            let at = (sighting.step, sighting.micro_batch);
+            let (data_step, index) = corpus::step_of(&ramp, at);
+            let step = data_step - excluded.iter().filter(|&step| step < data_step).count() as u64;
+            // Left out, or beyond what a step of the ramp takes of a later one.
+            let is_seen = excluded.iter().all(|step| step != data_step) && index < ramp.count(step);
+            if is_seen && step < until {
                 let (step, row, tokens) = (step + 1, sighting.row, sighting.tokens);
                 writeln!(out, "step {step}, micro-batch {index}, row {row}: tokens {tokens:?}")?;
                 count += 1;
@@ -248,8 +268,9 @@ impl Stats {
             return describe(out, &Source::open(path)?, self.context);
         };
         let run = Run { config: config.clone(), overrides: self.overrides.clone() };
-        let (plan, data, loader) = run.open()?;
-        let reports = loader.mixture().report(corpus::order_step(&plan, plan.run.steps));
+        let Opened { plan, data, loader, excluded } = run.open()?;
+        let end = corpus::loader_step(&plan, excluded.data_step(plan.run.steps));
+        let reports = loader.mixture().report(end);
         for ((name, source), report) in data.training_sources().zip(reports) {
             writeln!(out, "{name}:")?;
             describe(out, source, plan.batch.sequence_length as u64 + 1)?;

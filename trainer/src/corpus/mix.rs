@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DataSource, Plan};
 
-/// The stages of a run, at steps of the data order (see [`super::place`]). What the run drew before
-/// `step`, as `recorded` by its checkpoint, stays; from there on the plan's weights hold. A run that
-/// starts has nothing recorded.
-pub fn stages(plan: &Plan, recorded: &[Stage], step: u64) -> Vec<Stage> {
-    let (planned, step) = (planned(plan), order_step(plan, step));
+/// The stages of a run, at steps of the loader (see [`super::place`]). What the run drew before data
+/// step `data_step`, as `recorded` by its checkpoint, stays; from there on the plan's weights hold. A
+/// run that starts has nothing recorded.
+pub fn stages(plan: &Plan, recorded: &[Stage], data_step: u64) -> Vec<Stage> {
+    let (planned, step) = (planned(plan), loader_step(plan, data_step));
     if recorded.is_empty() || step == 0 {
         return planned;
     }
@@ -35,7 +35,7 @@ fn planned(plan: &Plan) -> Vec<Stage> {
     let weights = sources.iter().map(|source| (source.name.clone(), source.weight)).collect();
     let mut stages = vec![Stage { first_step: 0, weights }];
     for stage in &plan.data.stages {
-        let (first_step, weights) = (order_step(plan, stage.from_step), stage.weights.clone());
+        let (first_step, weights) = (loader_step(plan, stage.from_step), stage.weights.clone());
         // Of stages that a ramp brings to one step the last holds.
         stages.retain(|before| before.first_step < first_step);
         stages.push(Stage { first_step, weights });
@@ -43,10 +43,10 @@ fn planned(plan: &Plan) -> Vec<Stage> {
     stages
 }
 
-/// The first step of the data order that step `step` of the run, or a later one, begins with.
-pub fn order_step(plan: &Plan, step: u64) -> u64 {
+/// The first step of the loader that data step `data_step`, or a later one, begins with.
+pub fn loader_step(plan: &Plan, data_step: u64) -> u64 {
     let ramp = plan.batch.ramp();
-    ramp.before(step).div_ceil(ramp.full())
+    ramp.before(data_step).div_ceil(ramp.full())
 }
 
 /// Stages as the state of a run records them: TOML, whose numbers are read back bit for bit.

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use grove_data::Batch;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::kernel::cross_entropy::IGNORED_TARGET;
 use crate::model::compute::Compute;
@@ -42,7 +42,10 @@ impl Tokens {
         let ids: Vec<i64> = rows.iter().map(|&id| i64::from(id)).collect();
         let rows = Tensor::from_slice(&ids).view([batch_size as i64, -1]);
         let length = rows.size()[1] - 1;
-        let place = |first| rows.narrow(1, first, length).contiguous().to_device(compute.device);
+        let place = |first| {
+            let part = rows.narrow(1, first, length).contiguous();
+            on_device(part, compute.device)
+        };
         let (inputs, targets) = (place(0), place(1).view(-1));
         let num_targets = targets.numel() as u64;
         Self { inputs, targets, segments: None, draws: None, num_targets }
@@ -85,5 +88,13 @@ impl Tokens {
     /// `(B, S)`.
     pub fn shape(&self) -> (i64, i64) {
         self.inputs.size2().expect("inputs are [B, S]")
+    }
+}
+
+/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some.
+fn on_device(tensor: Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cuda(_) => tensor.f_pin_memory(device).unwrap_or(tensor).to_device(device),
+        _ => tensor.to_device(device),
     }
 }

@@ -9,11 +9,10 @@ use grove_parallel::Collective;
 use super::{Run, is_due};
 use crate::checkpoint::{Blueprint, SmallFiles};
 use crate::config::Plan;
-use crate::corpus::stages_to_toml;
 use crate::error::Error;
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::saver::{Ended, Outcome, Published, Retention, Saver};
-use crate::saving::{self, DataRecord};
+use crate::saving;
 use crate::step_numbers::{SaveCounts, first_text, sum_integers};
 
 /// How often a save that failed is tried again, each time at the next step: a disk may be freed, and
@@ -121,11 +120,7 @@ impl Run<'_> {
         if self.collective.rank() > 0 {
             return Ok(None);
         }
-        let data = DataRecord {
-            fingerprint: self.data.fingerprint.clone(),
-            stages: stages_to_toml(&self.stages),
-        };
-        saving::small_files(self.plan, &self.state, &data, &self.allowed_changes).map(Some)
+        saving::small_files(self.plan, &self.state, &self.data, &self.allowed_changes).map(Some)
     }
 
     /// Hears from a step how far the ranks are with the save under way.
