@@ -55,7 +55,7 @@ fn check_answers(folder: &Path, name: &str) {
     let alone = LocalCollective::new();
     let mut traffic = model.traffic(&alone).expect("one rank");
     let (tokens, _) = expected("tokens");
-    let found = logits(model.layers(&compute), &tokens, &mut traffic).expect("one rank");
+    let found = logits(model.layers(&compute), (&tokens, None), &mut traffic).expect("one rank");
     let (wanted, _) = expected(&format!("{name}.logits"));
     let error = relative_error(&found.reshape(wanted.size()), &wanted);
     eprintln!("{name}: logits are off by {error:.1e}");

@@ -28,7 +28,7 @@ fn spoiled() -> Program {
     let text = text.replace("text = \"text.txt\"", &format!("tokens = {path:?}"));
     std::fs::write(program.path("config.toml"), text).expect("a config");
     let plan = plan(&program);
-    let loader = Data::open(&plan).expect("data").loader(&plan).expect("a loader");
+    let loader = Data::open(&plan).expect("data").loader(&plan, &[]).expect("a loader");
     let file = TokenFile::open(&path).expect("a token file");
     let mut tokens = vec![0; file.num_tokens() as usize];
     file.read(0, &mut tokens).expect("its tokens");
@@ -133,7 +133,7 @@ fn a_spike_that_stops_the_run_leaves_the_batch_the_trainer_saw() {
 
     let black_box = BlackBox::open(&folder).expect("a black box");
     let plan = plan(&program);
-    let loader = Data::open(&plan).expect("data").loader(&plan).expect("a loader");
+    let loader = Data::open(&plan).expect("data").loader(&plan, &[]).expect("a loader");
     let mut files = BTreeSet::new();
     for index in 0..black_box.num_micro_batches() {
         let seen = loader.micro_batch(SPOILED - 1, index as u64).expect("a batch");

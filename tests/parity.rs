@@ -5,9 +5,10 @@ use grove::model::block::Recompute;
 use grove::model::compute::Products;
 use grove::model::plain::PlainModel;
 use grove::pass::{Traffic, logits};
+use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
 use grove::update::{Update, apply, squared_grad_norm};
-use grove_optim::{Groups, Rules, clip_scale};
+use grove_optim::{Groups, clip_scale};
 use grove_parallel::LocalCollective;
 use tch::{Kind, Tensor};
 
@@ -40,7 +41,7 @@ fn logits_equal_hugging_face() {
         let tokens = fixture.get("tokens");
         let inputs = tokens.narrow(1, 0, tokens.size()[1] - 1).contiguous();
         let found = alone(&subject.state.units, |traffic| {
-            logits(subject.layers(), &inputs, traffic).expect("no collective, no error")
+            logits(subject.layers(), (&inputs, None), traffic).expect("no collective, no error")
         });
         let error = relative_error(&found, fixture.get("logits"));
         eprintln!("{label}: logits are off by {error:.1e}");
@@ -92,6 +93,7 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let step = step as u64 + 1;
             let update = Update {
                 rules: &rules,
+                kernels: None,
                 weight_decay: 1.0,
                 groups: &groups,
                 lr: 1e-3,

@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     let model = LoadedModel::open(Path::new(folder), &compute)?;
     let alone = LocalCollective::new();
     let inputs = Tensor::from_slice(&ids).unsqueeze(0);
-    let found = logits(model.layers(&compute), &inputs, &mut model.traffic(&alone)?)?;
+    let found = logits(model.layers(&compute), (&inputs, None), &mut model.traffic(&alone)?)?;
     let found = Vec::<f32>::try_from(found.to_kind(Kind::Float).reshape([-1]))?;
     let bytes: Vec<u8> = found.iter().flat_map(|value| value.to_le_bytes()).collect();
     std::fs::write(PathBuf::from(out), bytes).with_context(|| format!("cannot write {out}"))

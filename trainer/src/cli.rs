@@ -2,20 +2,26 @@
 
 mod ckpt;
 mod coordinates;
+mod data;
 mod exchange;
 mod replay;
 mod shown;
+mod tokenize;
+mod tokenizer;
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
+use grove_data::{TokenFile, Validation};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
 
 pub use coordinates::Coordcheck;
+pub use data::{At, DataCommand, Seen, Stats};
+pub use tokenize::{Documents, Tokenize};
+pub use tokenizer::{TokenizerCommand, TrainTokenizer};
 
 use crate::beacon::LastSeen;
 use crate::config::{self, Plan};
@@ -44,8 +50,14 @@ pub enum Command {
     Train(Train),
     /// Print the resolved plan of a TOML file.
     Plan(Configured),
-    /// Turn a text file into a token file.
+    /// Turn text into a token file, or files into a folder of shards.
     Tokenize(Tokenize),
+    /// Make a tokenizer.
+    #[command(subcommand)]
+    Tokenizer(TokenizerCommand),
+    /// Ask what data a run uses when.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Continue a prompt with a trained model.
     Sample(Sample),
     /// Mean loss of a trained model on a token file.
@@ -122,18 +134,6 @@ pub struct Lost {
     signal: Option<String>,
 }
 
-/// `grove tokenize`.
-#[derive(Debug, Args)]
-pub struct Tokenize {
-    /// The text, UTF-8 (any bytes for the byte tokenizer).
-    text: PathBuf,
-    /// The token file to write.
-    out: PathBuf,
-    /// `bytes`, a `tokenizer.json`, or a folder with one (or with vocab.json and merges.txt).
-    #[arg(long, default_value = "bytes")]
-    tokenizer: String,
-}
-
 /// `grove sample`.
 #[derive(Debug, Args)]
 pub struct Sample {
@@ -175,23 +175,6 @@ pub struct Eval {
     /// Another tokenizer than the model's own, to count bytes.
     #[arg(long)]
     tokenizer: Option<String>,
-}
-
-impl Tokenize {
-    /// Writes the token file and says what it holds.
-    ///
-    /// # Errors
-    /// If the text cannot be read or the file not be written.
-    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let tokenizer = Tokenizer::from_spec(&self.tokenizer)?;
-        let stop = StopRequest::install()?;
-        let summary = tokenize_text_file(&self.text, &self.out, &tokenizer, stop.flag())?;
-        let (tokens, bytes) = (summary.num_tokens, summary.num_bytes);
-        let per_token = bytes as f64 / tokens as f64;
-        let path = self.out.display();
-        writeln!(out, "{path}: {tokens} tokens of {bytes} bytes, {per_token:.2} bytes a token")?;
-        Ok(())
-    }
 }
 
 impl Sample {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use grove_optim::{HessianEstimate, Rule, Rules, StateKind};
+use grove_optim::{HessianEstimate, Rule, StateKind};
 use tch::{Device, Kind, Tensor};
 
 use crate::clock::Clock;
@@ -20,6 +20,7 @@ use crate::model::init::{fill, generator, open_uniform};
 use crate::model::plain::{NamedWeights, PlainModel};
 use crate::model::units::{Init, ParamSpec};
 use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::rules::Rules;
 use crate::state::UnitState;
 use crate::step_numbers::sum_integers;
 use crate::update::squared_grad_norm;
@@ -51,7 +52,7 @@ pub enum Estimator {
         /// The distribution of the direction.
         probe: Probe,
         /// The model as one function of its weights.
-        model: PlainModel,
+        model: Box<PlainModel>,
     },
 }
 
@@ -268,7 +269,8 @@ fn products(
 ) -> BTreeMap<String, Tensor> {
     let leaves: Vec<&Tensor> = weights.values().collect();
     let along = tch::with_grad(|| {
-        let loss = model.loss_sum(weights, &tokens.rows());
+        let rows = (&tokens.inputs, &tokens.targets);
+        let loss = model.loss_sum_in_segments(weights, rows, tokens.segments.as_deref());
         let grads = Tensor::run_backward(&[loss], &leaves, true, true);
         let terms = grads.iter().zip(weights.keys());
         let terms: Vec<Tensor> =

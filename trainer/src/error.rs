@@ -55,6 +55,15 @@ pub enum Error {
         /// Steps done.
         done: u64,
     },
+    /// No token of a step counts.
+    #[error(
+        "step {step}: none of its tokens is a target that counts, so that there is no loss; \
+         expected a target in some row; use larger batches, another data.packing, or longer documents"
+    )]
+    NoTargets {
+        /// The step, from 1.
+        step: u64,
+    },
     /// The config asks for CUDA and there is none.
     #[error("device = \"cuda\", but {reason}; use device = \"auto\" or \"cpu\", or {remedy}")]
     NoCuda {
@@ -140,6 +149,17 @@ pub enum Error {
         expected: String,
         /// The file's fingerprint.
         found: String,
+    },
+    /// The record of a mixture's weights is not one.
+    #[error(
+        "{checkpoint}: data_stages of its run state cannot be read: {message}; expected what this \
+         version writes; resume from an earlier checkpoint"
+    )]
+    DamagedStages {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// The parser's message.
+        message: String,
     },
     /// A run to be resumed has checkpoints, and none can be used.
     #[error(
@@ -254,6 +274,7 @@ impl Error {
         matches!(
             self,
             Self::Tripped { .. }
+                | Self::NoTargets { .. }
                 | Self::ExcludedTooLate { .. }
                 | Self::RewindLost { .. }
                 | Self::NotSaved { .. }

@@ -2,13 +2,15 @@
 
 use std::fs;
 
-use grove_optim::Rules;
+use grove_data::Stage;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
 use crate::config::{OnChange, Plan};
-use crate::corpus::Data;
+use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
+use crate::eval_point::masters_to_average;
+use crate::rules::Rules;
 use crate::saving::{self, Optimizer};
 use crate::state::RunState;
 
@@ -78,6 +80,32 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
     fs::write(&path, plan.to_toml()).map_err(|source| Error::Io { action: "write", path, source })
 }
 
+/// The newest whole checkpoint of the plan's folder, if there is one.
+///
+/// # Errors
+/// If the folder or the checkpoint cannot be read.
+pub fn newest(plan: &Plan) -> Result<Option<Checkpoint>, Error> {
+    if !plan.run.dir.exists() {
+        return Ok(None);
+    }
+    let newest = checkpoint::survey(&plan.run.dir)?.whole.pop();
+    Ok(newest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?)
+}
+
+/// The weights of the run's steps; those before a checkpoint are what it says they were.
+///
+/// # Errors
+/// If the checkpoint's record of them cannot be read.
+pub fn stages(plan: &Plan, checkpoint: Option<&Checkpoint>) -> Result<Vec<Stage>, Error> {
+    let Some(checkpoint) = checkpoint else { return Ok(corpus::stages(plan, &[], 0)) };
+    let saved = checkpoint.run_state();
+    let recorded = corpus::stages_from_toml(&saved.data_stages).map_err(|message| {
+        let checkpoint = checkpoint.folder().to_owned();
+        Error::DamagedStages { checkpoint, message }
+    })?;
+    Ok(corpus::stages(plan, &recorded, saved.step))
+}
+
 /// Fills the state from a checkpoint, once it is known to belong to this plan and data.
 ///
 /// # Errors
@@ -94,16 +122,19 @@ pub fn resume(
     if !changes.is_empty() {
         return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
     }
-    if saved.data_fingerprint != data.fingerprint {
-        return Err(Error::DataChanged {
-            path: data.path.clone(),
-            checkpoint: checkpoint.folder().to_owned(),
-            expected: saved.data_fingerprint.clone(),
-            found: data.fingerprint.clone(),
-        });
+    if let Some(difference) = data.difference(&saved.data_fingerprint) {
+        let Difference { path, expected, found } = difference;
+        let checkpoint = checkpoint.folder().to_owned();
+        return Err(Error::DataChanged { path, checkpoint, expected, found });
     }
     let resets =
         plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
     let optimizer = if resets { Optimizer::Restarted } else { Optimizer::Resumed };
-    saving::load(state, (rules, optimizer), checkpoint)
+    saving::load(state, (rules, optimizer), checkpoint)?;
+    if resets && let Some(beta1) = before.optim.averaging() {
+        masters_to_average(&state.units, checkpoint.optimizer(), beta1)?;
+        state.restart_optimizer();
+        state.round_masters();
+    }
+    Ok(())
 }

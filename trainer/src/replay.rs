@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use grove_data::Stage;
 use grove_parallel::Collective;
 
 use crate::blackbox::{BlackBox, ParamNorms, Size, norms};
@@ -11,6 +12,7 @@ use crate::clock::Clock;
 use crate::config::{Plan, Policy};
 use crate::corpus::Data;
 use crate::error::Error;
+use crate::folder::stages;
 use crate::gradients::Round;
 use crate::guard::Exclusions;
 use crate::model::block::Recompute;
@@ -77,9 +79,10 @@ pub fn replay(
     let sharding = Sharding::new(Placement::alone(), alone)?;
     let mut state = allocate(plan, &recipe, &sharding)?;
     let before = black_box.report.step - 1;
-    match nearest(folder, from, before)? {
+    let checkpoint = nearest(folder, from, before)?;
+    match &checkpoint {
         Some(checkpoint) => {
-            saving::load(&mut state, (&recipe.rules, Optimizer::Resumed), &checkpoint)?;
+            saving::load(&mut state, (&recipe.rules, Optimizer::Resumed), checkpoint)?;
         }
         None => state.initialize(&recipe.compute, plan.seed),
     }
@@ -87,7 +90,8 @@ pub fn replay(
     if from.advance {
         let excluded = Exclusions::new(black_box.report.excluded_data_steps.iter().copied());
         state.history.excluded = excluded;
-        advance((plan, &recipe), &mut state, &mut traffic, (alone, before))?;
+        let stages = stages(plan, checkpoint.as_ref())?;
+        advance((plan, &recipe, &stages), &mut state, &mut traffic, (alone, before))?;
     }
     look(&black_box, &recipe, &state, &mut traffic)
 }
@@ -111,13 +115,13 @@ fn nearest(folder: &Path, from: &From, before: u64) -> Result<Option<Checkpoint>
 
 /// Trains up to step `before`, as the run did.
 fn advance(
-    (plan, recipe): (&Plan, &Recipe),
+    (plan, recipe, stages): (&Plan, &Recipe, &[Stage]),
     state: &mut RunState,
     traffic: &mut Traffic<'_>,
     (alone, before): (&dyn Collective, u64),
 ) -> Result<(), Error> {
     let data = Data::open(plan)?;
-    let mut batches = data.batches(plan, alone, (state.step, &state.history.excluded))?;
+    let mut batches = data.batches(plan, alone, (state.step, &state.history.excluded), stages)?;
     let (stop, mut clock) = (StopRequest::never(), Clock::new());
     while state.step < before {
         let outcome = train_step(recipe, state, &mut batches, traffic, &stop, &mut clock)?;
@@ -153,7 +157,7 @@ fn look(
     for index in 0..count {
         let batch = black_box.micro_batch(index)?;
         num_tokens += batch.num_targets();
-        let tokens = Tokens::new(layers.compute, &batch.tokens, batch.batch_size);
+        let tokens = Tokens::of_batch(layers.compute, &batch, recipe.documents);
         let outputs = unit_outputs(layers, &tokens);
         let loss = loss_sum(layers, &tokens, traffic)?.double_value(&[]);
         let round = Round { first: index == 0, last: index + 1 == count, contributes: true };
@@ -181,12 +185,13 @@ fn look(
 /// The sizes of what embedding and blocks pass on.
 fn unit_outputs(layers: Layers<'_>, tokens: &Tokens) -> Vec<(String, Size)> {
     let Layers { model, compute, units } = layers;
-    let pass = model.pass(compute, tokens.shape());
+    let pass = model.pass(compute, tokens.shape(), tokens.segments.as_deref());
     let weights = |index: usize| {
         let unit = &units[index];
         Weights { layout: &unit.layout, flat: &unit.working }
     };
-    let mut x = embedding::forward(compute, &weights(0), &tokens.inputs, model.learns_positions());
+    let positions = model.positions(tokens.segments.as_deref());
+    let mut x = embedding::forward(compute, &weights(0), &tokens.inputs, positions);
     let mut outputs = vec![(units[0].spec.name.clone(), Size::of(&x))];
     for (index, unit) in units.iter().enumerate().take(units.len() - 1).skip(1) {
         x = model.block.forward(&pass, &weights(index), x, Recompute::Block).0;

@@ -7,7 +7,7 @@ mod trips;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Validation};
+use grove_data::{Prefetcher, Stage, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
@@ -15,9 +15,9 @@ use crate::beacon::Beacon;
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
 use crate::config::{self, Plan, Policy};
-use crate::corpus::{self, Data};
+use crate::corpus::{self, Data, stages_to_toml};
 use crate::error::Error;
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
@@ -26,7 +26,7 @@ use crate::pass::Traffic;
 use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
 use crate::report::{Costs, Rates, Spent, memory_by_category, step_record};
-use crate::saving::{self, WholeState};
+use crate::saving::{self, DataRecord, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::snapshot::Snapshot;
@@ -106,8 +106,10 @@ struct Run<'a> {
     /// The step of the newest checkpoint; 0 if there is none.
     saved_step: u64,
     data: Data,
+    stages: Vec<Stage>,
     batches: Prefetcher,
-    validation: Option<Validation>,
+    /// By source.
+    validation: Vec<(String, Validation)>,
     sinks: Sinks,
     clock: Clock,
     energy: EnergyMeter,
@@ -154,20 +156,22 @@ impl<'a> Run<'a> {
         }
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
-        let validation = match plan.eval {
-            Some(_) => Some(data.validation(plan)?),
-            None => None,
-        };
+        let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
+        let stages = folder::stages(plan, resumed.as_ref())?;
         let peak_flops = match plan.metrics.peak_tflops {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
         let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
+            batches: {
+                let from = (state.step, &state.history.excluded);
+                data.batches(plan, collective, from, &stages)?
+            },
             saved_step: state.step,
             sinks: open_sinks(plan, collective, state.step)?,
             data,
+            stages,
             clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
             plan,
@@ -276,13 +280,14 @@ impl<'a> Run<'a> {
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
-        let (Some(validation), Some(eval)) = (&self.validation, self.plan.eval) else {
-            unreachable!("an evaluation is due only where there is validation data")
-        };
+        let eval =
+            self.plan.eval.expect("an evaluation is due only where there is validation data");
         self.clock.show("eval");
         let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
-        let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
-        let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        let layers = self.recipe.layers(&self.state);
+        let batches = (&self.validation[..], eval.batches);
+        let (evaluation, sources) =
+            evaluate_sources(layers, batches, &mut self.traffic, self.stop)?;
         if moved {
             to_training_point(&self.state.units, &mut self.traffic)?;
         }
@@ -293,6 +298,7 @@ impl<'a> Run<'a> {
                 loss,
                 perplexity: loss.exp(),
                 bits_per_byte: bytes.then_some(loss / std::f64::consts::LN_2),
+                sources,
             });
         }
         Ok(evaluation)
@@ -326,7 +332,11 @@ impl<'a> Run<'a> {
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
             let what = (whole, &self.recipe.rules);
-            saving::save(self.plan, &self.state, what, &self.data.fingerprint)?
+            let data = DataRecord {
+                fingerprint: self.data.fingerprint.clone(),
+                stages: stages_to_toml(&self.stages),
+            };
+            saving::save(self.plan, &self.state, what, &data)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");

@@ -1,7 +1,7 @@
 //! One optimizer step: batches in, parameters updated, numbers out.
 
 use grove_data::Prefetcher;
-use grove_optim::{BatchRamp, Groups, Rules, Schedule, clip_scale};
+use grove_optim::{BatchRamp, Groups, Kernels, Schedule, clip_scale};
 use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
@@ -13,7 +13,8 @@ use crate::guard::{self, Tripped};
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
-use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
+use crate::rules::Rules;
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step_numbers::StepNumbers;
@@ -28,6 +29,9 @@ pub struct Recipe {
     pub compute: Compute,
     /// The update rules by role.
     pub rules: Rules,
+    /// Their kernels where masters live on a GPU; an error where they cannot be had, and libtorch's
+    /// operations do the same.
+    pub kernels: Option<Result<Kernels, grove_optim::Error>>,
     /// Multipliers by role.
     pub groups: Groups,
     /// The learning rate of every step.
@@ -46,9 +50,16 @@ pub struct Recipe {
     pub ramp: BatchRamp,
     /// Ranks that share them.
     pub degree: usize,
+    /// Whether documents in one row see each other.
+    pub documents: Documents,
 }
 
 impl Recipe {
+    /// The kernels of the rules, where there are any.
+    pub fn kernels(&self) -> Option<&Kernels> {
+        self.kernels.as_ref()?.as_ref().ok()
+    }
+
     /// Which rank computes which micro-batches of the step after `step` steps.
     ///
     /// # Errors
@@ -84,10 +95,10 @@ pub struct StepOutcome {
 }
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
-/// update, unless the loss or the gradient went wrong.
+/// update, unless the loss or the gradient went wrong. No target at all is an error on every rank.
 ///
 /// # Errors
-/// If data cannot be read or a collective fails.
+/// If data cannot be read, no target counts, or a collective fails.
 ///
 /// # Collectives
 /// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
@@ -110,6 +121,9 @@ pub fn train_step(
     traffic.sums.finish()?;
 
     clock.enter(Phase::Clip);
+    if num_tokens == 0 {
+        return Err(Error::NoTargets { step: state.step + 1 });
+    }
     let num_tokens_f64 = num_tokens as f64;
     let loss = loss.value() / num_tokens_f64;
     let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
@@ -126,6 +140,7 @@ pub fn train_step(
     clock.enter(Phase::Optim);
     let update = Update {
         rules: &recipe.rules,
+        kernels: recipe.kernels(),
         groups: &recipe.groups,
         lr,
         weight_decay: recipe.weight_decay.multiplier(state.step),
@@ -160,7 +175,7 @@ fn estimate_curvature(
         let number = assignment.micro_batch(index, rank);
         let tokens = match (number, rounds.last()) {
             (None, Some(last)) => last.tokens.shallow_clone(),
-            _ => next_tokens(compute, batches, clock)?,
+            _ => next_tokens(recipe, batches, clock)?,
         };
         rounds.push(Held { tokens, number });
     }
@@ -170,13 +185,13 @@ fn estimate_curvature(
 }
 
 fn next_tokens(
-    compute: &Compute,
+    recipe: &Recipe,
     batches: &mut Prefetcher,
     clock: &mut Clock,
 ) -> Result<Tokens, Error> {
     clock.enter(Phase::Data);
     let batch = batches.next()?;
-    Ok(Tokens::new(compute, &batch.tokens, batch.batch_size))
+    Ok(Tokens::of_batch(&recipe.compute, &batch, recipe.documents))
 }
 
 /// Forward and backward of this rank's micro-batches: the summed loss and the tokens, and the loss of
@@ -191,7 +206,6 @@ fn gradients(
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
 ) -> Result<(StepNumbers, Vec<f64>), Error> {
-    let Recipe { compute, .. } = recipe;
     let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
@@ -201,7 +215,7 @@ fn gradients(
         if let Some(held) = &held {
             tokens = Some(held[index].tokens.shallow_clone());
         } else if contributes {
-            tokens = Some(next_tokens(compute, batches, clock)?);
+            tokens = Some(next_tokens(recipe, batches, clock)?);
         }
         let tokens = tokens.as_ref().expect("every rank has a micro-batch in the first round");
         let round = Round { first: index == 0, last: index + 1 == num_rounds, contributes };

@@ -115,6 +115,9 @@ pub struct RunStateRecord {
     pub parameter_steps: BTreeMap<String, u64>,
     /// What the data was, to refuse to go on with other data.
     pub data_fingerprint: String,
+    /// The weights of a mixture's sources from step to step, as TOML; empty where there is none.
+    #[serde(default)]
+    pub data_stages: String,
     /// The resolved plan of the run, as TOML.
     pub plan_toml: String,
     /// What the guards remember.

@@ -31,6 +31,7 @@ fn run_state(step: u64) -> RunStateRecord {
         seed: 7,
         parameter_steps: BTreeMap::from([("a".to_string(), step), ("b".to_string(), 1)]),
         data_fingerprint: "f00d".to_string(),
+        data_stages: String::new(),
         plan_toml: "seed = 7\n[model]\n".to_string(),
         guard: GuardRecord { loss_bits: vec![1.5f64.to_bits()], ..GuardRecord::default() },
         program_version: "0.1.0".to_string(),

@@ -8,6 +8,7 @@ use toml::Value;
 use super::error::ConfigError;
 use super::layers::{Origin, Settings, described};
 use super::schema::{self, Applies, EXCLUSIVE, KEYS, Key, Kind};
+use super::tables;
 
 /// Checks `settings` and brings them into their final form: keys that a higher layer has made
 /// pointless are dropped, and input paths are resolved.
@@ -37,6 +38,8 @@ fn known_and_typed(settings: &Settings) -> Vec<ConfigError> {
         if let Some(key) = schema::find(path) {
             if let Some(expected) = mismatch(key.kind, &setting.value) {
                 problems.push(wrong(path, expected, described(&setting.value)));
+            } else if let Kind::Tables(keys) = key.kind {
+                problems.extend(tables::problems((path, keys), &setting.value, &origin));
             }
         } else if schema::is_table(path) {
             problems.push(wrong(path, "a table".to_owned(), described(&setting.value)));
@@ -57,7 +60,7 @@ fn scalar_above(path: &str) -> Option<&'static Key> {
 }
 
 /// What was expected, if the value is not that.
-fn mismatch(kind: Kind, value: &Value) -> Option<String> {
+pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
     let fits = match kind {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
@@ -73,6 +76,8 @@ fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
         Kind::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+        Kind::Weights => value.as_table().is_some_and(|t| t.iter().all(|(_, v)| is_number(v))),
+        Kind::Tables(_) => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
     };
     if fits {
         return None;
@@ -104,6 +109,8 @@ fn type_name(kind: Kind) -> String {
             let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
             quoted.join(" or ")
         }
+        Kind::Weights => "a table of numbers by name, such as { web = 0.7, code = 0.3 }".to_owned(),
+        Kind::Tables(_) => "an array of tables".to_owned(),
     }
 }
 
@@ -181,45 +188,24 @@ struct Obstacle {
 fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
     let word = |key, default| settings.text(key).unwrap_or(default);
     let blocked = |holds: bool, key, because: String| (!holds).then_some(Obstacle { key, because });
+    let one_of = |key, default, wanted: &[&str]| {
+        let own: &str = word(key, default);
+        blocked(wanted.contains(&own), key, format!("{key} = {own:?}"))
+    };
     match applies {
         Applies::Always => None,
-        Applies::Family(family) => {
-            let own = word("model.model_type", family);
-            blocked(own == family, "model.model_type", format!("model.model_type = {own:?}"))
-        }
-        Applies::Rule(rules) => {
-            let own = word("optim.rule", super::OptimPlan::DEFAULT_RULE);
-            blocked(rules.contains(&own), "optim.rule", format!("optim.rule = {own:?}"))
-        }
-        Applies::Schedule(kinds) => {
-            let own = word("schedule.kind", super::Schedule::DEFAULT_KIND);
-            let because = format!("schedule.kind = {own:?}");
-            blocked(kinds.contains(&own), "schedule.kind", because)
-        }
-        Applies::Parametrization(wanted) => {
-            let own = word("model.parametrization", "standard");
-            let because = format!("model.parametrization = {own:?}");
-            blocked(wanted.contains(&own), "model.parametrization", because)
-        }
-        Applies::Mode(wanted) => {
-            let own = word("schedule.mode", "continue");
-            blocked(own == wanted, "schedule.mode", format!("schedule.mode = {own:?}"))
-        }
+        Applies::Family(family) => one_of("model.model_type", family, &[family]),
+        Applies::Rule(rules) => one_of("optim.rule", super::OptimPlan::DEFAULT_RULE, rules),
+        Applies::Schedule(kinds) => one_of("schedule.kind", super::Schedule::DEFAULT_KIND, kinds),
+        Applies::Parametrization(wanted) => one_of("model.parametrization", "standard", wanted),
+        Applies::Mode(wanted) => one_of("schedule.mode", "continue", &[wanted]),
+        Applies::DecayShape => one_of("schedule.weight_decay", "constant", &["linear", "cosine"]),
+        Applies::OneSource | Applies::Mixture | Applies::Documents => of_data(settings, applies),
+        Applies::Validation => validation(settings),
         Applies::Phase => {
             let set = settings.by_path.contains_key("schedule.from_step");
             let because = "schedule.from_step is not set".to_owned();
             blocked(set, "schedule.from_step", because)
-        }
-        Applies::DecayShape => {
-            let own = word("schedule.weight_decay", "constant");
-            let because = format!("schedule.weight_decay = {own:?}");
-            blocked(own != "constant", "schedule.weight_decay", because)
-        }
-        Applies::Validation => {
-            let keys = ["data.validation_fraction", "data.validation_tokens"];
-            let some = keys.iter().any(|key| settings.by_path.contains_key(*key));
-            let because = "neither data.validation_fraction nor data.validation_tokens is set";
-            blocked(some, keys[0], because.to_owned())
         }
         Applies::Biases => {
             let family = word("model.model_type", "gpt2");
@@ -228,11 +214,14 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
         }
         Applies::OwnHead => own_head(settings),
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
-        Applies::Ramp
-        | Applies::Sampling
-        | Applies::RandomSampling
-        | Applies::Spikes
-        | Applies::Decay => switched_off(settings, applies),
+        Applies::Decay => {
+            let rest = settings.number("optim.rest.weight_decay").unwrap_or(0.0);
+            let decay = settings.number("optim.weight_decay").unwrap_or(1.0).max(rest);
+            blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
+        }
+        Applies::Ramp | Applies::Sampling | Applies::RandomSampling | Applies::Spikes => {
+            switched_off(settings, applies)
+        }
     }
 }
 
@@ -240,14 +229,13 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
 fn switched_off(settings: &Settings, applies: Applies) -> Option<Obstacle> {
     let (key, default, because) = match applies {
         Applies::Ramp => ("batch.ramp_steps", 0.0, "batch.ramp_steps = 0"),
-        Applies::Sampling => ("sample.tokens", 0.0, "sample.tokens = 0"),
         Applies::RandomSampling => {
             ("sample.temperature", 1.0, "sample.temperature = 0 takes the largest logit")
         }
         Applies::Spikes => {
             ("guard.spike_zscore", 0.0, "guard.spike_zscore = 0 looks for no spikes")
         }
-        _ => ("optim.weight_decay", 1.0, "optim.weight_decay = 0"),
+        _ => ("sample.tokens", 0.0, "sample.tokens = 0"),
     };
     let is_off = settings.number(key).unwrap_or(default) == 0.0;
     is_off.then(|| Obstacle { key, because: because.to_owned() })
@@ -268,6 +256,45 @@ fn guarded(settings: &Settings, applies: Applies) -> Option<Obstacle> {
     (!holds).then_some(Obstacle { key: "guard.non_finite", because })
 }
 
+/// The conditions of `[data]` itself.
+fn of_data(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let is_set = |key: &str| settings.by_path.contains_key(key);
+    let (holds, key, because) = match applies {
+        Applies::OneSource => {
+            let because = "data.sources is set, whose tables have this key".to_owned();
+            (!is_set("data.sources"), "data.sources", because)
+        }
+        Applies::Mixture => {
+            let cause = if is_set("data.text") { "data.text" } else { "data.tokens" };
+            (is_set("data.sources"), cause, "data.sources is not set".to_owned())
+        }
+        _ => {
+            let packing = settings.text("data.packing").unwrap_or("contiguous");
+            let because = format!("data.packing = {packing:?} does not mind documents");
+            (packing != "contiguous", "data.packing", because)
+        }
+    };
+    (!holds).then_some(Obstacle { key, because })
+}
+
+fn validation(settings: &Settings) -> Option<Obstacle> {
+    let keys = ["data.validation_fraction", "data.validation_tokens"];
+    let is_set = |key: &str| settings.by_path.contains_key(key);
+    let (some, key, because) = match is_set("data.sources") {
+        true => (
+            tables::have_validation(settings),
+            "data.sources",
+            "no table of data.sources has validation_fraction or validation_tokens",
+        ),
+        false => (
+            keys.into_iter().any(is_set),
+            keys[0],
+            "neither data.validation_fraction nor data.validation_tokens is set",
+        ),
+    };
+    (!some).then(|| Obstacle { key, because: because.to_owned() })
+}
+
 fn own_head(settings: &Settings) -> Option<Obstacle> {
     let tie = settings.by_path.get("model.tie_word_embeddings");
     if settings.text("model.model_type") == Some("gpt2") {
@@ -284,6 +311,9 @@ fn own_head(settings: &Settings) -> Option<Obstacle> {
 fn resolve_input_paths(settings: &mut Settings) {
     for (path, setting) in &mut settings.by_path {
         let kind = schema::find(path).map(|key| key.kind);
+        if let (Some(Kind::Tables(keys)), Origin::File(file)) = (kind, &setting.origin) {
+            tables::resolve_input_paths(keys, &mut setting.value, file);
+        }
         let (Value::String(written), Origin::File(file)) = (&setting.value, &setting.origin) else {
             continue;
         };
@@ -292,9 +322,15 @@ fn resolve_input_paths(settings: &mut Settings) {
             Some(Kind::Tokenizer) => written != "bytes",
             _ => false,
         };
-        let beside: PathBuf = file.with_file_name("").join(written);
-        if is_path && !Path::new(written).exists() && beside.exists() {
-            setting.value = Value::String(beside.display().to_string());
+        if let (true, Some(beside)) = (is_path, beside(file, written)) {
+            setting.value = Value::String(beside);
         }
     }
+}
+
+/// A path relative to the folder of `file`, if it exists there and not from the current directory.
+pub(super) fn beside(file: &Path, written: &str) -> Option<String> {
+    let beside: PathBuf = file.with_file_name("").join(written);
+    let is_there = !Path::new(written).exists() && beside.exists();
+    is_there.then(|| beside.display().to_string())
 }

@@ -23,6 +23,7 @@ mod plan;
 mod resolve;
 mod run_config;
 mod schema;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -31,11 +32,12 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, Derived, Device,
-    EvalPlan, Group, GroupPlan, GuardPlan, Home, InitPlan, MemoryPlan, MetricsPlan, OnChange,
-    OptimPlan, ParallelPlan, PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute, Reduction,
-    Rule, RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, StateDtype,
-    Tokenizer, Validation, WatchdogPlan,
+    AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
+    DataSource, DecayShape, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan, GuardPlan,
+    Home, InitPlan, MemoryPlan, MetricsPlan, MuonPlan, OnChange, OptimPlan, Packing, ParallelPlan,
+    PhaseMode, Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction, RestPlan, Rule,
+    RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan,
+    SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan,
 };
 use run_config::RunConfig;
 

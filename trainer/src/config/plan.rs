@@ -1,10 +1,12 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod data;
 mod guard;
 mod init;
 mod optim;
 mod schedule;
+mod whole;
 
 use std::path::PathBuf;
 
@@ -13,10 +15,15 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::InitPlan;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
+pub use whole::{
+    AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
+    SoapPlan, StepScale,
+};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -126,66 +133,6 @@ pub struct RunPlan {
     pub dir: PathBuf,
     /// Number of optimizer steps.
     pub steps: u64,
-}
-
-/// `[data]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DataPlan {
-    /// The training data; in TOML the key `tokens` or `text`.
-    #[serde(flatten)]
-    pub source: DataSource,
-    /// The tokenizer: always there for text, and wherever samples are drawn.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<Tokenizer>,
-    /// The validation data; in TOML the key `validation_fraction` or `validation_tokens`.
-    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
-}
-
-/// The training data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DataSource {
-    /// A token file.
-    Tokens(PathBuf),
-    /// A text file, to be tokenized first.
-    Text(PathBuf),
-}
-
-/// How text becomes tokens; in TOML one string.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
-pub enum Tokenizer {
-    /// Each byte is a token, 256 in all.
-    Bytes,
-    /// A `tokenizer.json`.
-    File(PathBuf),
-}
-
-impl From<String> for Tokenizer {
-    fn from(text: String) -> Self {
-        if text == "bytes" { Self::Bytes } else { Self::File(text.into()) }
-    }
-}
-
-impl From<Tokenizer> for String {
-    fn from(tokenizer: Tokenizer) -> Self {
-        match tokenizer {
-            Tokenizer::Bytes => "bytes".to_owned(),
-            Tokenizer::File(path) => path.display().to_string(),
-        }
-    }
-}
-
-/// The validation data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Validation {
-    /// This part of the training data, kept out of training; above 0, below 1.
-    #[serde(rename = "validation_fraction")]
-    Fraction(f64),
-    /// A token file of its own.
-    #[serde(rename = "validation_tokens")]
-    Tokens(PathBuf),
 }
 
 /// `[batch]`: a step is `micro_batches` passes over `[micro_batch_size, sequence_length]` tokens.

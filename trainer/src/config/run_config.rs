@@ -1,5 +1,6 @@
 //! A run as the user wrote it: the TOML file's tables, with nothing filled in.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -8,8 +9,8 @@ use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, PhaseMode, Policy, Probe, Recompute, Reduction,
-    RuleName, ScheduleUnit, StateDtype, Tokenizer,
+    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Products,
+    Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -134,9 +135,34 @@ pub(super) struct InitTable {
 pub(super) struct DataTable {
     pub(super) tokens: Option<PathBuf>,
     pub(super) text: Option<PathBuf>,
+    pub(super) sources: Option<Vec<SourceTable>>,
+    pub(super) stages: Option<Vec<StageTable>>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) validation_fraction: Option<f64>,
     pub(super) validation_tokens: Option<PathBuf>,
+    pub(super) packing: Option<Packing>,
+    pub(super) mask_documents: Option<bool>,
+}
+
+/// A table of `data.sources`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceTable {
+    pub(super) name: String,
+    pub(super) tokens: PathBuf,
+    pub(super) weight: Option<f64>,
+    pub(super) max_epochs: Option<f64>,
+    pub(super) validation_fraction: Option<f64>,
+    pub(super) validation_tokens: Option<PathBuf>,
+}
+
+/// A table of `data.stages`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StageTable {
+    pub(super) from_step: Option<u64>,
+    pub(super) from_tokens: Option<u64>,
+    pub(super) weights: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -164,8 +190,36 @@ pub(super) struct OptimTable {
     pub(super) hessian_clip_norm: Option<f64>,
     pub(super) probe: Option<Probe>,
     pub(super) on_change: Option<OnChange>,
+    pub(super) decay_power: Option<f64>,
+    pub(super) eps1: Option<f64>,
+    pub(super) eps2: Option<f64>,
+    pub(super) clip_threshold: Option<f64>,
+    pub(super) step_scale: Option<StepScale>,
+    pub(super) beta3: Option<f64>,
+    pub(super) momentum: Option<f64>,
+    pub(super) nesterov: Option<bool>,
+    pub(super) num_iterations: Option<u64>,
+    pub(super) scaling: Option<Scaling>,
+    pub(super) products: Option<Products>,
+    pub(super) rank: Option<u64>,
+    pub(super) scale: Option<f64>,
+    pub(super) refresh_every: Option<u64>,
+    pub(super) covariance_beta: Option<f64>,
+    pub(super) max_basis_dim: Option<u64>,
+    #[serde(default)]
+    pub(super) rest: RestTable,
     #[serde(default)]
     pub(super) groups: GroupTables,
+}
+
+/// What parameters get that the rule does not take.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestTable {
+    pub(super) lr: Option<f64>,
+    pub(super) betas: Option<[f64; 2]>,
+    pub(super) eps: Option<f64>,
+    pub(super) weight_decay: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

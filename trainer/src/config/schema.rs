@@ -23,6 +23,10 @@ pub(super) enum Kind {
     Tokenizer,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// Numbers by name.
+    Weights,
+    /// An array of tables with these keys, whose paths are their names alone.
+    Tables(&'static [Key]),
 }
 
 /// When a key takes effect.
@@ -38,6 +42,12 @@ pub(super) enum Applies {
     Schedule(&'static [&'static str]),
     /// With a part of the data kept for validation.
     Validation,
+    /// Without `data.sources`, whose tables have keys of their own for this.
+    OneSource,
+    /// With `data.sources`.
+    Mixture,
+    /// With a `data.packing` that minds documents.
+    Documents,
     /// With `sample.tokens` above 0.
     Sampling,
     /// With samples drawn at random, not by the largest logit.
@@ -67,7 +77,7 @@ pub(super) enum Applies {
 }
 
 /// One key of the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     /// The full path, such as `optim.lr`.
     pub(super) path: &'static str,
@@ -103,22 +113,85 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, DecayShape, Family, GoesOn, Mode, OwnHead, Parametrization, Phase, Ramp,
-    RandomSampling, Rewinds, Rule, Sampling, Schedule, Spikes, Validation,
+    Biases, Decay, DecayShape, Documents, Family, GoesOn, Mixture, Mode, OneSource, OwnHead,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, Rule, Sampling, Schedule, Spikes,
+    Validation,
 };
-use Kind::{Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Text, Tokenizer};
+use Kind::{
+    Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Tables, Text, Tokenizer, Weights,
+};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
 const SCALED: Applies = Parametrization(&["mup", "complete_p"]);
 /// The rules whose epsilon counts.
-const WITH_EPS: Applies = Rule(&["adamw", "adamw_8bit", "sophia_g", "sophia_h", "schedule_free"]);
+const WITH_EPS: Applies = Rule(&[
+    "adamw",
+    "adamw_8bit",
+    "sophia_g",
+    "sophia_h",
+    "schedule_free",
+    "adam_mini",
+    "galore",
+    "soap",
+]);
+/// The rules with a pair of decay rates.
+const WITH_BETAS: Applies = Rule(&[
+    "adamw",
+    "lion",
+    "adamw_8bit",
+    "lion_8bit",
+    "sophia_g",
+    "sophia_h",
+    "schedule_free",
+    "came",
+    "adam_mini",
+    "galore",
+    "soap",
+]);
+/// The rules that leave some parameters to AdamW.
+const WITH_REST: Applies = Rule(&["muon", "galore", "soap"]);
+const ADAFACTOR: Applies = Rule(&["adafactor"]);
+const FACTORED: Applies = Rule(&["adafactor", "came"]);
+const MUON: Applies = Rule(&["muon"]);
+/// Every rule.
+const ALL_RULES: &[&str] = &[
+    "adamw",
+    "lion",
+    "adamw_8bit",
+    "lion_8bit",
+    "sophia_g",
+    "sophia_h",
+    "schedule_free",
+    "adafactor",
+    "came",
+    "adam_mini",
+    "muon",
+    "galore",
+    "soap",
+];
 const SOPHIA: Applies = Rule(&["sophia_g", "sophia_h"]);
 /// The rules that a group may have for itself.
 const RULES: &[&str] =
     &["adamw", "lion", "adamw_8bit", "lion_8bit", "sophia_g", "sophia_h", "schedule_free"];
 
 const POLICIES: &[&str] = &["stop", "skip", "rewind"];
+/// The keys of a table of `data.sources`.
+const SOURCE: &[Key] = &[
+    key("name", Text, "what stages and metrics call the source").required(),
+    key("tokens", InputPath, "a token file or folder").required(),
+    key("weight", Number, "its weight until the first stage"),
+    key("max_epochs", Number, "the epochs after which it is used no more"),
+    key("validation_fraction", Number, "the part of it kept for validation"),
+    key("validation_tokens", InputPath, "a token file for its validation"),
+];
+
+/// The keys of a table of `data.stages`.
+const STAGE: &[Key] = &[
+    key("from_step", Count, "the first step of the stage"),
+    key("from_tokens", Count, "the tokens of a run before the stage"),
+    key("weights", Weights, "the weights of the sources, by name").required(),
+];
 
 /// Every key, in the order of `configs/reference.toml`.
 #[rustfmt::skip]
@@ -160,9 +233,13 @@ pub(super) const KEYS: &[Key] = &[
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
+    key("data.sources", Tables(SOURCE), "the sources of a mixture, a table [[data.sources]] each"),
+    key("data.stages", Tables(STAGE), "later weights of a mixture, a table [[data.stages]] each").only(Mixture),
     key("data.tokenizer", Tokenizer, "\"bytes\" or a tokenizer file"),
-    key("data.validation_fraction", Number, "the part of the data kept for validation"),
-    key("data.validation_tokens", InputPath, "a token file for validation"),
+    key("data.validation_fraction", Number, "the part of the data kept for validation").only(OneSource),
+    key("data.validation_tokens", InputPath, "a token file for validation").only(OneSource),
+    key("data.packing", OneOf(&["contiguous", "contiguous_by_document", "document_aligned", "best_fit"]), "how documents are laid into rows"),
+    key("data.mask_documents", Flag, "whether documents of one row do not see each other").only(Documents),
 
     key("batch.sequence_length", Count, "the tokens of one sequence").required(),
     key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
@@ -170,9 +247,9 @@ pub(super) const KEYS: &[Key] = &[
     key("batch.ramp_steps", Count, "the steps over which the micro-batches grow, 0 for none"),
     key("batch.ramp_from", Count, "the micro-batches of the first step").only(Ramp),
 
-    key("optim.rule", OneOf(RULES), "the update rule"),
+    key("optim.rule", OneOf(ALL_RULES), "the update rule"),
     key("optim.lr", Number, "the peak learning rate"),
-    key("optim.betas", Pair, "the two decay rates of the moments"),
+    key("optim.betas", Pair, "the two decay rates of the moments").only(WITH_BETAS),
     key("optim.eps", Number, "the epsilon in the denominator").only(WITH_EPS),
     key("optim.gamma", Number, "how much curvature a full step takes").only(SOPHIA),
     key("optim.hessian_every", Count, "the steps between two estimates of the curvature").only(SOPHIA),
@@ -182,6 +259,26 @@ pub(super) const KEYS: &[Key] = &[
     key("optim.weight_decay", Number, "the decoupled weight decay"),
     key("optim.clip_norm", Number, "the largest global gradient norm, 0 for no clipping"),
     key("optim.on_change", OneOf(&["refuse", "reset"]), "what a resume with another rule does"),
+    key("optim.decay_power", Number, "the power of the step by which the second moment forgets").only(ADAFACTOR),
+    key("optim.step_scale", OneOf(&["relative", "plain"]), "how long a step is").only(ADAFACTOR),
+    key("optim.beta3", Number, "the decay rate of the instability").only(Rule(&["came"])),
+    key("optim.eps1", Number, "the least mean squared gradient").only(FACTORED),
+    key("optim.eps2", Number, "the least root mean square of weights, or mean squared instability").only(FACTORED),
+    key("optim.clip_threshold", Number, "the largest root mean square of an update").only(FACTORED),
+    key("optim.momentum", Number, "the decay rate of the momentum").only(MUON),
+    key("optim.nesterov", Flag, "whether to look one step ahead").only(MUON),
+    key("optim.num_iterations", Count, "the Newton-Schulz iterations of an update").only(MUON),
+    key("optim.scaling", OneOf(&["original", "match_rms_adamw"]), "how lr depends on a matrix's shape").only(MUON),
+    key("optim.products", OneOf(&["master", "bf16"]), "what the iterations compute in").only(MUON),
+    key("optim.rank", Count, "the singular directions of a matrix").only(Rule(&["galore"])),
+    key("optim.scale", Number, "a factor on lr").only(Rule(&["galore"])),
+    key("optim.refresh_every", Count, "the updates between two decompositions").only(Rule(&["galore", "soap"])),
+    key("optim.covariance_beta", Number, "the decay rate of the covariances").only(Rule(&["soap"])),
+    key("optim.max_basis_dim", Count, "the longest side that gets a basis").only(Rule(&["soap"])),
+    key("optim.rest.lr", Number, "the peak learning rate of what the rule does not take").only(WITH_REST),
+    key("optim.rest.betas", Pair, "its two decay rates").only(WITH_REST),
+    key("optim.rest.eps", Number, "its epsilon").only(WITH_REST),
+    key("optim.rest.weight_decay", Number, "its decoupled weight decay").only(WITH_REST),
     key("optim.groups.matrix.rule", OneOf(RULES), "the group's own update rule"),
     key("optim.groups.matrix.lr_multiplier", Number, "a factor on lr"),
     key("optim.groups.matrix.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
@@ -256,8 +353,12 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 /// Pairs of which at most one key may be set.
-pub(super) const EXCLUSIVE: [(&str, &str); 2] =
-    [("data.tokens", "data.text"), ("data.validation_fraction", "data.validation_tokens")];
+pub(super) const EXCLUSIVE: [(&str, &str); 4] = [
+    ("data.tokens", "data.text"),
+    ("data.tokens", "data.sources"),
+    ("data.text", "data.sources"),
+    ("data.validation_fraction", "data.validation_tokens"),
+];
 
 /// Names that other trainers use, and the key that means the same here.
 const ALIASES: &[(&str, &str)] = &[

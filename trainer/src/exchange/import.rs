@@ -68,6 +68,7 @@ fn run_state(specs: &[TensorSpec]) -> RunStateRecord {
         seed: 0,
         parameter_steps: specs.iter().map(|spec| (spec.name.clone(), 0)).collect(),
         data_fingerprint: String::new(),
+        data_stages: String::new(),
         plan_toml: String::new(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
         guard: GuardRecord::default(),

@@ -208,6 +208,9 @@ pub struct EvalRecord {
     pub perplexity: f64,
     /// Bits per byte of held-out text; `None` where the number of bytes is not known.
     pub bits_per_byte: Option<f64>,
+    /// Of a mixture the mean cross-entropy of each source that holds tokens out, in nats.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, f64>,
 }
 
 /// A step that went wrong and took the run back; the steps after its goal follow once more.

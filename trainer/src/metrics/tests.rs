@@ -63,7 +63,13 @@ fn step_record(step: u64) -> StepRecord {
 }
 
 fn eval_record(step: u64) -> EvalRecord {
-    EvalRecord { step, loss: 2.0312, perplexity: 7.6233, bits_per_byte: Some(0.98123) }
+    EvalRecord {
+        step,
+        loss: 2.0312,
+        perplexity: 7.6233,
+        bits_per_byte: Some(0.98123),
+        sources: BTreeMap::new(),
+    }
 }
 
 fn step_line(step: u64) -> Record<'static> {

@@ -1,7 +1,7 @@
 //! What a run says before its first step.
 
 use super::Run;
-use crate::report::plan_lines;
+use crate::report::{plan_lines, stage_lines};
 
 impl Run<'_> {
     /// The plan, the sizes that follow from it, and where the run begins.
@@ -18,11 +18,18 @@ impl Run<'_> {
             self.peak_flops / 1e9,
         );
         self.sinks.progress().note(&line);
+        if let Some(Err(error)) = &self.recipe.kernels {
+            let line = format!("{error}; updates go by libtorch's operations, which are slower");
+            self.sinks.progress().warn(&line);
+        }
         for damaged in &self.damaged {
             self.sinks.progress().warn(&format!("{}; it is passed over", damaged.error));
         }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
+            self.sinks.progress().note(&line);
+        }
+        for line in stage_lines(&self.stages, &self.recipe.ramp) {
             self.sinks.progress().note(&line);
         }
     }

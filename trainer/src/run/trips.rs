@@ -90,7 +90,10 @@ impl Run<'_> {
         history.excluded.insert(data_step);
         self.traffic.refresh_all(&self.state.units)?;
         let (step, excluded) = (self.state.step, &self.state.history.excluded);
-        self.batches = self.data.batches(self.plan, self.collective, (step, excluded))?;
+        self.batches = {
+            let from = (step, excluded);
+            self.data.batches(self.plan, self.collective, from, &self.stages)?
+        };
         self.sinks.finish();
         self.sinks = open_sinks(self.plan, self.collective, step)?;
         Ok(())
@@ -112,7 +115,7 @@ impl Run<'_> {
             return Ok(Some(folder));
         }
         let history = &self.state.history;
-        let written = self.data.loader(self.plan).and_then(|loader| {
+        let written = self.data.loader(self.plan, &self.stages).and_then(|loader| {
             let ramp = self.plan.batch.ramp();
             let trace =
                 |(index, &loss)| MicroBatch::trace(&loader, place(&ramp, data_step, index), loss);
