@@ -1,5 +1,6 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
+mod opening;
 mod samples;
 mod saves;
 mod trips;
@@ -24,9 +25,7 @@ use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
-use crate::report::{
-    Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
-};
+use crate::report::{Costs, Rates, Spent, memory_by_category, step_record};
 use crate::run_lock::RunLock;
 use crate::saver::Saver;
 use crate::sharding::Sharding;
@@ -329,35 +328,6 @@ impl<'a> Run<'a> {
             flops_per_token: self.plan.derived.flops_per_token,
             num_ranks: self.collective.degree(),
             peak_flops: self.peak_flops,
-        }
-    }
-
-    fn say_start(&mut self) {
-        let (plan, degree) = (self.plan, self.collective.degree());
-        self.sinks.progress().note(&plan_lines(plan));
-        let line = format!(
-            "{:.2} M parameters; {} tokens a step; {degree} rank(s) of {} thread(s) on {:?}; peak \
-             {:.0} GFLOP/s a rank",
-            plan.derived.num_parameters as f64 / 1e6,
-            plan.derived.tokens_per_step,
-            self.recipe.compute.num_threads(),
-            self.recipe.compute.device,
-            self.peak_flops / 1e9,
-        );
-        self.sinks.progress().note(&line);
-        if let Some(Err(error)) = &self.recipe.kernels {
-            let line = format!("{error}; updates go by libtorch's operations, which are slower");
-            self.sinks.progress().warn(&line);
-        }
-        for warning in std::mem::take(&mut self.warnings) {
-            self.sinks.progress().warn(&warning);
-        }
-        if self.state.step > 0 {
-            let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
-            self.sinks.progress().note(&line);
-        }
-        for line in stage_lines(self.data.stages(), &self.recipe.ramp) {
-            self.sinks.progress().note(&line);
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <run>/blackbox/step-00000057/
-//!   report.json    numbers, norms by parameter, rows of the batch with files and offsets: [`Report`]
+//!   report.json    numbers, norms by parameter, where each row came from: [`Report`]
 //!   batch.tokens   the rows [M * B, S + 1] one after the other, as a token file
 //!   plan.toml      the plan
 //! ```

@@ -16,7 +16,7 @@ use super::beat::{Beat, FRAME_BYTES, Kind};
 /// How long a newcomer may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a rank tries again to reach a hub that is not there yet, and how long it waits between.
+/// How often a rank tries again to reach a hub, and how long it waits between.
 const CONNECT_ATTEMPTS: u32 = 20;
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 

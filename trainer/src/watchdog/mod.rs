@@ -8,8 +8,8 @@
 //! and ask for nothing; who comes must know a token that ranks have told each other by MPI.
 //!
 //! What is progress: a change of phase, unit, micro-batch or step, and a call that is made or done.
-//! Before the first step is done it is also work, time of a processor or bytes read and written, and
-//! in a save bytes; but for ten times as long as a stall at most.
+//! Before the first step is done it is also work, time of a processor or bytes read and written; in
+//! a save bytes; but for ten times as long as a stall at most.
 
 mod backtrace;
 mod beat;
