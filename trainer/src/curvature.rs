@@ -38,7 +38,6 @@ pub struct Curvature {
 
 /// How the diagonal is estimated.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one in a run")]
 pub enum Estimator {
     /// Gauss-Newton-Bartlett (algorithm 2): with labels drawn from the model's own predictions, the
     /// square of the mean gradient over all tokens of the step, times their number.

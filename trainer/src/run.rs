@@ -174,10 +174,7 @@ impl<'a> Run<'a> {
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
         let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
-        let peak_flops = match plan.metrics.peak_tflops {
-            0.0 => peak::measure(compute),
-            tflops => tflops * 1e12,
-        };
+        let peak_flops = peak_flops(plan, compute);
         let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
             batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
@@ -329,6 +326,14 @@ impl<'a> Run<'a> {
             num_ranks: self.collective.degree(),
             peak_flops: self.peak_flops,
         }
+    }
+}
+
+/// The peak that the plan states, or else the measured one, in FLOP/s.
+fn peak_flops(plan: &Plan, compute: &Compute) -> f64 {
+    match plan.metrics.peak_tflops {
+        0.0 => peak::measure(compute),
+        tflops => tflops * 1e12,
     }
 }
 
