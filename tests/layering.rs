@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 15] = [
+const ORDER: [&[&str]; 17] = [
     &["kernel"],
     &["model"],
     &["metrics"],
@@ -17,7 +17,9 @@ const ORDER: [&[&str]; 15] = [
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report"],
     &["saving"],
-    &["folder", "loaded"],
+    &["loaded"],
+    &["growth"],
+    &["folder"],
     &["run"],
     &["cli"],
     &["lib", "main"],
@@ -47,7 +49,7 @@ fn modules_name_only_modules_before_them() {
         for (number, line) in text.lines().enumerate() {
             for named in named_modules(line) {
                 let above = level_of(&named) > level && named != module;
-                if above && named != "error" {
+                if above && named != "error" && module != "error" {
                     wrong.push(format!("{}:{} names {named}", file.display(), number + 1));
                 }
             }

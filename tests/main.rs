@@ -1,13 +1,14 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `families`, `resume` and `faults` run the program, `hosts` on two hosts; `cli` checks what
+//! same; `families`, `resume`, `growth` and `faults` run the program, `hosts` on two hosts; `cli` checks what
 //! it says, `layering` what may name what.
 
 mod cli;
 mod families;
 mod faults;
 mod fixture;
+mod growth;
 mod hosts;
 mod layering;
 mod parity;

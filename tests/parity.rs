@@ -91,6 +91,7 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let grad_scale = clip_scale(norm, 1.0) / num_targets;
             let step = step as u64 + 1;
             let update = Update {
+                count_offsets: &std::collections::BTreeMap::new(),
                 rule: &rule,
                 groups: &groups,
                 lr: 1e-3,

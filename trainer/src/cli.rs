@@ -1,5 +1,7 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod grow;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,8 @@ pub enum Command {
     Plan(Configured),
     /// Turn a text file into a token file.
     Tokenize(Tokenize),
+    /// Make a larger model from a smaller one.
+    Grow(grow::Grow),
     /// Continue a prompt with a trained model.
     Sample(Sample),
     /// Mean loss of a trained model on a token file.

@@ -9,6 +9,7 @@ use crate::checkpoint::{self, Checkpoint, Damaged};
 use crate::config::Plan;
 use crate::corpus::Data;
 use crate::error::Error;
+use crate::growth::start;
 use crate::saving;
 use crate::state::RunState;
 
@@ -78,18 +79,20 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
     fs::write(&path, plan.to_toml()).map_err(|source| Error::Io { action: "write", path, source })
 }
 
-/// Fills the state from a checkpoint, once it is known to belong to this plan and data.
+/// Fills the state from a checkpoint, once it is known to belong to this plan and data; grown, where
+/// it is the last of its stage. `stages` are the plans of all stages of the run.
 ///
 /// # Errors
 /// If the plan means another run, the data is other data, or the tensors do not fit.
 pub fn resume(
-    plan: &Plan,
+    stages: &[Plan],
     data: &Data,
     (state, rule): (&mut RunState, &Rule),
     checkpoint: &Checkpoint,
 ) -> Result<(), Error> {
     let saved = checkpoint.run_state();
-    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(plan);
+    let (of, after) = (stages[0].stage_of(saved.step), stages[0].stage_after(saved.step));
+    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(&stages[of]);
     if !changes.is_empty() {
         return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
     }
@@ -100,6 +103,10 @@ pub fn resume(
             expected: saved.data_fingerprint.clone(),
             found: data.fingerprint.clone(),
         });
+    }
+    if of < after {
+        let entered = &stages[0].growth[of..after];
+        return start::enter_stages(entered, (state, rule), checkpoint, stages[0].seed);
     }
     saving::load(state, rule, checkpoint)
 }

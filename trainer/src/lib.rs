@@ -12,6 +12,7 @@ pub mod error;
 pub mod eval;
 pub mod folder;
 pub mod gradients;
+pub mod growth;
 pub mod kernel;
 pub mod loaded;
 pub mod metrics;

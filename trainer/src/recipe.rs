@@ -9,7 +9,8 @@ use grove_parallel::{Assignment, Collective};
 use tch::Device;
 
 use crate::config::{
-    self, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
+    self, Group, GroupPlan, Home, Phase, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
+    StageSchedule,
 };
 use crate::error::Error;
 use crate::model::block::Recompute;
@@ -24,6 +25,7 @@ use crate::step::Recipe;
 /// # Errors
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
+    let (schedule_steps, schedule_shift) = schedule_span(plan);
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
     let schedule = ScheduleConfig {
         lr: plan.optim.lr,
@@ -35,11 +37,34 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         compute,
         rule: rule(plan).build()?,
         groups: groups(plan),
-        schedule: LrSchedule::new(schedule, plan.run.steps)?,
+        schedule: LrSchedule::new(schedule, schedule_steps)?,
+        schedule_shift,
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
         assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
     })
+}
+
+/// The update rule of a plan.
+///
+/// # Errors
+/// If it refuses a hyper-parameter.
+pub fn rule_of(plan: &Plan) -> Result<grove_optim::Rule, Error> {
+    Ok(rule(plan).build()?)
+}
+
+/// The steps of the schedule, and what is added to a step for its place in it: where a stage takes
+/// it up anew, it spans the steps that are left.
+fn schedule_span(plan: &Plan) -> (u64, i64) {
+    let steps = plan.run.steps;
+    match plan.phase {
+        None => (steps, 0),
+        Some(Phase { from_step, schedule: StageSchedule::Rewind }) => {
+            let warmup = plan.schedule.warmup_steps();
+            (steps - from_step + warmup, warmup as i64 - from_step as i64)
+        }
+        Some(Phase { from_step, .. }) => (steps - from_step, -(from_step as i64)),
+    }
 }
 
 /// What a plan shards over the ranks, and which part this rank has.

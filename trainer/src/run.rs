@@ -15,6 +15,7 @@ use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate};
 use crate::folder::{self, Found};
+use crate::growth::start;
 use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
@@ -53,26 +54,52 @@ pub fn train(
     host: &str,
 ) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let Some(mut run) = Run::open(plan, compute, (collective, host), stop)? else {
-        return Ok(Ending::Interrupted);
-    };
-    let mut ending = run.steps();
-    if matches!(ending, Ok(Ending::Finished))
-        && let Err(error) = run.sample()
-    {
-        ending = Err(error);
+    start::check_stages(plan)?;
+    let (mut plan, mut compute) = (plan.clone(), compute);
+    loop {
+        let stages: Vec<Plan> = (0..=plan.growth.len()).map(|stage| plan.at_stage(stage)).collect();
+        let Some(run) = Run::open(&stages, compute, (collective, host), stop)? else {
+            return Ok(Ending::Interrupted);
+        };
+        let is_last = run.end == plan.run.steps;
+        match run.finish_stage()? {
+            (Ending::Finished, returned) if !is_last => compute = returned,
+            (ending, _) => return Ok(ending),
+        }
+        // The next stage goes on from the checkpoint of this one's last step.
+        plan.checkpoint.resume = true;
     }
-    run.say_costs();
-    run.sinks.finish();
-    if ending.is_err() {
-        // Its groups would wait for peers, who wait to be told.
-        std::mem::forget(run);
+}
+
+impl Run<'_> {
+    /// The stage's steps and what comes after the last one; gives back what the next stage computes
+    /// with.
+    fn finish_stage(mut self) -> Result<(Ending, Compute), Error> {
+        let mut ending = self.steps();
+        if matches!(ending, Ok(Ending::Finished))
+            && self.end == self.plan.run.steps
+            && let Err(error) = self.sample()
+        {
+            ending = Err(error);
+        }
+        self.say_costs();
+        self.sinks.finish();
+        match ending {
+            Ok(ending) => Ok((ending, self.recipe.compute)),
+            Err(error) => {
+                // Its groups would wait for peers, who wait to be told.
+                std::mem::forget(self);
+                Err(error)
+            }
+        }
     }
-    ending
 }
 
 struct Run<'a> {
+    /// The plan of the stage that the run is in.
     plan: &'a Plan,
+    /// The stage's last step.
+    end: u64,
     collective: &'a dyn Collective,
     stop: &'a StopRequest,
     recipe: Recipe,
@@ -94,11 +121,12 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// Everything before the first step; `None` if a rank was asked to stop meanwhile.
     fn open(
-        plan: &'a Plan,
+        stages: &'a [Plan],
         compute: Compute,
         (collective, host): (&'a dyn Collective, &str),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
+        let plan = &stages[0];
         // Before anything that depends on the plan: ranks of different plans make different calls.
         let program = hashed(env!("GROVE_SOURCE"));
         agree_on(collective, [("the program", program), ("the plan", hashed(&plan.to_toml()))])?;
@@ -108,6 +136,9 @@ impl<'a> Run<'a> {
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
+        let resumed_step = resumed.as_ref().map_or(0, |checkpoint| checkpoint.run_state().step);
+        let stage = plan.stage_after(resumed_step);
+        let plan = &stages[stage];
         let data = Data::open(plan)?;
         let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
@@ -115,9 +146,9 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rule), checkpoint)?;
+                folder::resume(stages, &data, (&mut state, &recipe.rule), checkpoint)?;
             }
-            None => state.initialize(compute, plan.seed),
+            None => start::start(plan, compute, (&mut state, &recipe.rule))?,
         }
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
@@ -137,6 +168,7 @@ impl<'a> Run<'a> {
         let mut run = Self {
             batches: data.batches(plan, collective, state.step)?,
             saved_step: state.step,
+            end: plan.end_of_stage(stage),
             sinks: open_sinks(plan, collective, state.step)?,
             fingerprint: data.fingerprint,
             clock: Clock::with_beacon(beacon),
@@ -161,7 +193,7 @@ impl<'a> Run<'a> {
         if agree_to_stop(self.collective, self.stop)? {
             return self.interrupt();
         }
-        while self.state.step < self.plan.run.steps {
+        while self.state.step < self.end {
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
             let started = Instant::now();
@@ -188,7 +220,7 @@ impl<'a> Run<'a> {
     }
 
     fn eval_is_due(&self) -> bool {
-        let last = self.state.step == self.plan.run.steps;
+        let last = self.state.step == self.end;
         self.plan.eval.is_some_and(|eval| last || is_due(self.state.step, eval.every))
     }
 

@@ -81,7 +81,7 @@ pub fn save(
         }
     }
     let parameter_steps: BTreeMap<_, _> =
-        state.params().map(|(_, _, param)| (param.name.clone(), state.step)).collect();
+        state.params().map(|(_, _, p)| (p.name.clone(), state.updates_of(&p.name))).collect();
     let run_state = RunStateRecord {
         step: state.step,
         num_tokens: state.num_tokens,
@@ -128,6 +128,7 @@ pub fn load(state: &mut RunState, rule: &Rule, checkpoint: &Checkpoint) -> Resul
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
+    state.set_updates(saved.parameter_steps.iter().map(|(name, &count)| (name, count)));
     state.round_masters();
     Ok(())
 }

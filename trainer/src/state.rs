@@ -1,5 +1,6 @@
 //! Everything a run is between two steps: this rank's part of the units' buffers, and the counters.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use grove_optim::{Rule, Start, StateSpec, Storage};
@@ -113,6 +114,9 @@ pub struct RunState {
     pub num_tokens: u64,
     /// Floating-point operations spent, all ranks together.
     pub flops: u128,
+    /// By how many a parameter's own count of updates differs from `step`, for those where it does:
+    /// parameters of a grown model.
+    pub count_offsets: BTreeMap<String, i64>,
 }
 
 impl RunState {
@@ -128,7 +132,13 @@ impl RunState {
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_unit(compute, spec, rule, (placement, home)));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self {
+            units: units.collect::<Result<_, _>>()?,
+            step: 0,
+            num_tokens: 0,
+            flops: 0,
+            count_offsets: BTreeMap::new(),
+        })
     }
 
     /// A state whose working copies alone have memory: for running a model without training it.
@@ -140,7 +150,13 @@ impl RunState {
         units: &[UnitSpec],
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_working_unit(compute, spec));
-        Ok(Self { units: units.collect::<Result<_, _>>()?, step: 0, num_tokens: 0, flops: 0 })
+        Ok(Self {
+            units: units.collect::<Result<_, _>>()?,
+            step: 0,
+            num_tokens: 0,
+            flops: 0,
+            count_offsets: BTreeMap::new(),
+        })
     }
 
     /// Fills the masters with initial values drawn by (seed, parameter name), and this rank's part
@@ -159,6 +175,18 @@ impl RunState {
         for unit in &self.units {
             unit.owned_working().copy_(&unit.masters);
         }
+    }
+
+    /// Updates that a parameter has had.
+    pub fn updates_of(&self, name: &str) -> u64 {
+        self.step.saturating_add_signed(self.count_offsets.get(name).copied().unwrap_or(0))
+    }
+
+    /// Notes how many updates each parameter has had, at the present step.
+    pub fn set_updates<'a>(&mut self, counts: impl Iterator<Item = (&'a String, u64)>) {
+        let offset = |count: u64| count as i64 - self.step as i64;
+        let offsets = counts.map(|(name, count)| (name.clone(), offset(count)));
+        self.count_offsets = offsets.filter(|(_, offset)| *offset != 0).collect();
     }
 
     /// Every parameter with its unit, in execution order.

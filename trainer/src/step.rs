@@ -30,6 +30,8 @@ pub struct Recipe {
     pub groups: Groups,
     /// The learning rate of every step.
     pub schedule: Schedule,
+    /// What is added to a step for its place in the schedule; not 0 once a run has grown.
+    pub schedule_shift: i64,
     /// The largest global gradient norm; 0 for no clipping.
     pub clip_norm: f64,
     /// The run's seed.
@@ -96,14 +98,17 @@ pub fn train_step(
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
     clock.enter(Phase::Optim);
-    let lr = recipe.schedule.lr(state.step);
+    let place = state.step.saturating_add_signed(recipe.schedule_shift);
+    let lr = recipe.schedule.lr(place);
+    let count_offsets = state.count_offsets.clone();
     let update = Update {
         rule: &recipe.rule,
         groups: &recipe.groups,
         lr,
         grad_scale: clip / num_tokens_f64,
         step: state.step + 1,
-        averaging_weight: recipe.schedule.averaging_weight(state.step),
+        count_offsets: &count_offsets,
+        averaging_weight: recipe.schedule.averaging_weight(place),
         seed: recipe.seed,
     };
     apply(&recipe.compute, &mut state.units, &update, traffic)?;

@@ -3,6 +3,8 @@
 //! Each rank works on what it owns, in pieces that lie within one parameter. Neither the norm's
 //! sum nor the update depends on where shards and pieces are cut.
 
+use std::collections::BTreeMap;
+
 use grove_optim::{
     Elements, Groups, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice, StepNumbers, Storage,
     TensorElements, Working, block_squared_norms, num_blocks,
@@ -38,6 +40,8 @@ pub struct Update<'a> {
     pub grad_scale: f64,
     /// Number of the update, from 1.
     pub step: u64,
+    /// What is added to it for parameters with a count of their own.
+    pub count_offsets: &'a BTreeMap<String, i64>,
     /// Weight of this step's iterate in schedule-free's average.
     pub averaging_weight: f64,
     /// The run's seed, for states that are rounded at random.
@@ -274,10 +278,11 @@ fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_opt
 impl Update<'_> {
     fn scalars(&self, param: &ParamSpec) -> Scalars {
         let key = Sha256::digest(format!("{}/{}", self.seed, param.name));
+        let offset = self.count_offsets.get(&param.name).copied().unwrap_or(0);
         let step = StepNumbers {
             lr: self.lr,
             grad_scale: self.grad_scale,
-            step: self.step,
+            step: self.step.saturating_add_signed(offset),
             averaging_weight: self.averaging_weight,
             rounding_seed: u64::from_le_bytes(std::array::from_fn(|i| key[i])),
         };

@@ -37,6 +37,8 @@ fn known_and_typed(settings: &Settings) -> Vec<ConfigError> {
         if let Some(key) = schema::find(path) {
             if let Some(expected) = mismatch(key.kind, &setting.value) {
                 problems.push(wrong(path, expected, described(&setting.value)));
+            } else if key.kind == Kind::Stages {
+                problems.extend(super::stages::problems(&setting.value, &origin));
             }
         } else if schema::is_table(path) {
             problems.push(wrong(path, "a table".to_owned(), described(&setting.value)));
@@ -57,7 +59,7 @@ fn scalar_above(path: &str) -> Option<&'static Key> {
 }
 
 /// What was expected, if the value is not that.
-fn mismatch(kind: Kind, value: &Value) -> Option<String> {
+pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
     let fits = match kind {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
@@ -66,6 +68,7 @@ fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
         Kind::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
+        Kind::Stages => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
     };
     if fits {
         return None;
@@ -82,7 +85,7 @@ fn is_number(value: &Value) -> bool {
     value.is_integer() || value.as_float().is_some_and(f64::is_finite)
 }
 
-fn type_name(kind: Kind) -> String {
+pub(super) fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
@@ -91,6 +94,7 @@ fn type_name(kind: Kind) -> String {
         Kind::Text => "a string".to_owned(),
         Kind::InputPath => "the path of a file".to_owned(),
         Kind::Tokenizer => "\"bytes\" or the path of a file".to_owned(),
+        Kind::Stages => "tables [[growth]]".to_owned(),
         Kind::OneOf(words) => {
             let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
             quoted.join(" or ")
@@ -208,6 +212,10 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
+        Applies::From => {
+            let some = settings.by_path.contains_key("init.from");
+            blocked(some, "init.from", "init.from is not set".to_owned())
+        }
         Applies::Decay => {
             let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())

@@ -23,6 +23,7 @@ mod plan;
 mod resolve;
 mod run_config;
 mod schema;
+mod stages;
 #[cfg(test)]
 mod tests;
 
@@ -31,9 +32,11 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Group,
-    GroupPlan, Home, MemoryPlan, MetricsPlan, OptimPlan, ParallelPlan, Plan, Recompute, Reduction,
-    Rule, RunPlan, SamplePlan, Schedule, StateDtype, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DepthGrowth, Derived, Device,
+    EvalPlan, Group, GroupPlan, GrowthPlan, Home, InitPlan, InitScheme, MemoryPlan, MetricsPlan,
+    MomentGrowth, OptimPlan, ParallelPlan, Phase, Plan, Recompute, Reduction, ResidualGrowth, Rule,
+    RunPlan, SamplePlan, Schedule, StagePlan, StageSchedule, StateDtype, Tokenizer, Validation,
+    WidthGrowth,
 };
 use run_config::RunConfig;
 

@@ -1,6 +1,7 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod init;
 mod optim;
 
 use std::path::PathBuf;
@@ -10,6 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use init::{
+    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, Phase, ResidualGrowth, StagePlan,
+    StageSchedule, WidthGrowth,
+};
 pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
@@ -25,6 +30,8 @@ pub struct Plan {
     pub run: RunPlan,
     /// The model, under its Hugging Face keys.
     pub model: ModelConfig,
+    /// What its weights start from.
+    pub init: InitPlan,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.
@@ -47,6 +54,12 @@ pub struct Plan {
     /// The text drawn at the end of the run; none if not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<SamplePlan>,
+    /// The stages in which the model grows, in order; `model` is the one before them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<StagePlan>,
+    /// Where the schedule takes up anew in this stage of the run, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }

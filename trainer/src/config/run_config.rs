@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::Table;
 
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
+use super::stages::{InitTable, StageTable};
 use super::{Backend, Device, Home, Recompute, Reduction, StateDtype, Tokenizer};
 use crate::model::config::Precision;
 
@@ -22,6 +24,13 @@ pub(super) struct RunConfig {
     pub(super) device: Option<Device>,
     pub(super) run: RunTable,
     pub(super) model: ModelTable,
+    #[serde(default)]
+    pub(super) init: InitTable,
+    #[serde(default)]
+    pub(super) growth: Vec<StageTable>,
+    /// `[model]` as written, which stages change.
+    #[serde(skip)]
+    pub(super) written_model: Table,
     #[serde(default)]
     pub(super) data: DataTable,
     pub(super) batch: BatchTable,
@@ -56,11 +65,13 @@ impl RunConfig {
             return Err(ConfigErrors { problems });
         }
         let table = settings.to_table();
+        let written_model = table.get("model").and_then(|model| model.as_table().cloned());
         let mut config: Self = table.try_into().map_err(|error: toml::de::Error| {
             let message = error.message().to_owned();
             ConfigError::SchemaBehind { path: file.to_owned(), message }
         })?;
         config.file = file.to_owned();
+        config.written_model = written_model.unwrap_or_default();
         Ok(config)
     }
 }

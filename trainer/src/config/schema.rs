@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Tokenizer,
     /// One of these words.
     OneOf(&'static [&'static str]),
+    /// An array of tables, the stages of a run; see [`super::stages`].
+    Stages,
 }
 
 /// When a key takes effect.
@@ -44,6 +46,8 @@ pub(super) enum Applies {
     OwnHead,
     /// With weight decay at all.
     Decay,
+    /// With a model to start from.
+    From,
 }
 
 /// One key of the configuration.
@@ -83,9 +87,9 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, Family, OwnHead, RandomSampling, Rule, Sampling, Schedule, Validation,
+    Biases, Decay, Family, From, OwnHead, RandomSampling, Rule, Sampling, Schedule, Validation,
 };
-use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Text, Tokenizer};
+use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Stages, Text, Tokenizer};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
@@ -121,6 +125,15 @@ pub(super) const KEYS: &[Key] = &[
     key("model.activation_function", OneOf(&["gelu_new"]), "the MLP's activation").only(GPT2),
     key("model.tie_word_embeddings", Flag, "whether the head is the embedding"),
     key("model.initializer_range", Number, "the standard deviation of the initial weights"),
+
+    key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero"]), "how initial weights are drawn"),
+    key("init.from", InputPath, "the folder of a model to start from"),
+    key("init.growth.depth", OneOf(&["stack", "interpolate", "zero_insert", "identity_insert", "lemon"]), "where added blocks come from").only(From),
+    key("init.growth.width", OneOf(&["equal", "uneven", "aki"]), "how copies share what they read").only(From),
+    key("init.growth.residual", OneOf(&["copy", "zero_pad"]), "what new residual channels hold").only(From),
+    key("init.growth.split_std", Number, "the deviation of an uneven split, in that of initial weights").only(From),
+    key("init.growth.learn_steps", Count, "the steps in which the map is learned, 0 for none").only(From),
+    key("init.growth.moments", OneOf(&["map", "zero", "fresh"]), "what becomes of the optimizer's state").only(From),
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
@@ -183,6 +196,8 @@ pub(super) const KEYS: &[Key] = &[
     key("sample.prompt", Text, "the text that a sample continues").only(Sampling),
     key("sample.temperature", Number, "the divisor of the logits, 0 for the largest").only(Sampling),
     key("sample.top_k", Count, "how many of the largest logits to draw from, 0 for all").only(Sampling).and(RandomSampling),
+
+    key("growth", Stages, "tables [[growth]], one for each stage in which the model grows"),
 ];
 
 /// Pairs of which at most one key may be set.

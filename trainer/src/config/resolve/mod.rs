@@ -1,6 +1,7 @@
 //! From a configuration as written to a plan: defaults, derived numbers, and every rule between
 //! values.
 
+mod init;
 mod model;
 mod optim;
 
@@ -69,6 +70,9 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             cooldown_steps,
             ..tokens(&batch, steps, &mut problems)
         },
+        init: init::resolve(&config.init, &mut problems),
+        phase: None,
+        growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
         data,
         batch,
