@@ -38,6 +38,14 @@ fn all_rules_and_schedules_learn() {
     learns(&program, &["optim.rule='adamw_8bit'"], "adamw in 8 bits");
     learns(&program, &["optim.rule='lion_8bit'", "optim.lr=3e-3"], "lion in 8 bits");
     learns(&program, &["optim.state_dtype='bf16'"], "adamw with states in bf16");
+    // A clipped step is as long as Lion's.
+    learns(&program, &["optim.rule='sophia_g'", "optim.lr=3e-3"], "sophia_g");
+    learns(&program, &["optim.rule='sophia_h'", "optim.lr=3e-3"], "sophia_h");
+    let constant = "schedule.kind='constant'";
+    learns(&program, &["optim.rule='schedule_free'", "optim.lr=2e-2", constant], "schedule_free");
+    let mixed = ["optim.groups.matrix.rule='lion'", "optim.groups.matrix.lr_multiplier=0.3"];
+    learns(&program, &mixed, "lion in blocks");
+    learns(&program, &["schedule.kind='inverse_sqrt'"], "inverse_sqrt");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use grove::model::decoder::{Decoder, RunOptions};
 use grove::pass::{Layers, Tokens, Traffic, micro_step};
 use grove::sharding::{Placement, Sharding};
 use grove::state::{RunState, UnitState};
-use grove_optim::{AdamWConfig, Rule, RuleConfig, StateDtype};
+use grove_optim::{AdamWConfig, Rule, RuleConfig, Rules, StateDtype};
 use grove_parallel::LocalCollective;
 use safetensors::SafeTensors;
 use tch::{Device, Kind, Tensor};
@@ -78,6 +78,15 @@ pub(crate) struct Subject {
 
 impl Subject {
     pub(crate) fn new(fixture: &Fixture, kind: Kind, recompute: Recompute) -> Self {
+        Self::with_rules(fixture, kind, recompute, &Rules::all(adamw()))
+    }
+
+    pub(crate) fn with_rules(
+        fixture: &Fixture,
+        kind: Kind,
+        recompute: Recompute,
+        rules: &Rules,
+    ) -> Self {
         tch::set_num_threads(2);
         let compute = Compute::new(Device::Cpu, kind, 2);
         let options = RunOptions {
@@ -88,7 +97,7 @@ impl Subject {
         };
         let model = Decoder::new(&compute, &fixture.config, options);
         let home = (&Placement::alone(), Device::Cpu);
-        let state = RunState::allocate(&compute, model.units(), &adamw(), home);
+        let state = RunState::allocate(&compute, model.units(), rules, home);
         let mut state = state.expect("a layout");
         for unit in &state.units {
             for place in unit.layout.params() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
-const ORDER: [&[&str]; 17] = [
+const ORDER: &[&[&str]] = &[
     &["kernel"],
     &["model"],
     &["metrics"],
@@ -13,11 +13,11 @@ const ORDER: [&[&str]; 17] = [
     &["sharding"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
-    &["update", "pass"],
+    &["update", "pass", "eval_point", "curvature"],
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report"],
     &["saving"],
-    &["loaded"],
+    &["loaded", "coordinates"],
     &["growth"],
     &["folder"],
     &["run"],

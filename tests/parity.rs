@@ -7,7 +7,7 @@ use grove::model::plain::PlainModel;
 use grove::pass::{Traffic, logits};
 use grove::sharding::{Placement, Sharding};
 use grove::update::{Update, apply, squared_grad_norm};
-use grove_optim::{Groups, clip_scale};
+use grove_optim::{Groups, Rules, clip_scale};
 use grove_parallel::LocalCollective;
 use tch::{Kind, Tensor};
 
@@ -75,7 +75,7 @@ fn loss_and_gradients_equal_hugging_face() {
 fn ten_steps_of_adamw_equal_hugging_face() {
     for_each_fixture(|label, fixture, kind| {
         let mut subject = Subject::new(fixture, kind, Recompute::Elementwise);
-        let (rule, groups) = (adamw(), Groups::default());
+        let (rules, groups) = (Rules::all(adamw()), Groups::default());
         let steps = fixture.get("step_tokens");
         for step in 0..steps.size()[0] {
             let tokens = steps.get(step);
@@ -92,7 +92,8 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let step = step as u64 + 1;
             let update = Update {
                 count_offsets: &std::collections::BTreeMap::new(),
-                rule: &rule,
+                rules: &rules,
+                weight_decay: 1.0,
                 groups: &groups,
                 lr: 1e-3,
                 grad_scale,

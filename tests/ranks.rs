@@ -63,3 +63,24 @@ fn ranks_with_different_files_are_refused_before_anything_is_done() {
     assert!(said.contains("rank 1 differs from rank 0 in the plan"), "{said}");
     assert!(!program.path("run").exists(), "nothing was written");
 }
+
+#[test]
+fn profiled_steps_are_traced_on_every_rank_and_change_nothing() {
+    let program = Program::new();
+    program.train(2, &["run.dir='plain'"]);
+    program.train(2, &["run.dir='traced'", "profile.steps=[2, 3]"]);
+    assert_eq!(program.hash("traced", 20), program.hash("plain", 20));
+    for rank in 0..2 {
+        let path = program.path(&format!("traced/profile/rank-{rank}.json"));
+        let text = std::fs::read_to_string(path).expect("a trace");
+        let trace: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let events = trace["traceEvents"].as_array().expect("events");
+        let count = |phase: &str| events.iter().filter(|event| event["cat"] == phase).count();
+        assert_eq!(count("optim"), 2, "one for each traced step");
+        assert!(count("forward") > 2 && count("backward") > 2, "units apart: {text}");
+    }
+    let metrics = std::fs::read_to_string(program.path("traced/metrics.jsonl")).expect("metrics");
+    let profiled = |line: &&str| line.contains("\"unit_seconds\"");
+    assert_eq!(metrics.lines().filter(profiled).count(), 2);
+    assert!(!program.path("plain/profile").exists());
+}

@@ -31,24 +31,36 @@ impl Prefetcher {
     /// is not below `micro_batches_per_step`, [`Error::Zero`] if `depth` is 0, [`Error::Io`] if
     /// no thread can be started.
     pub fn new(loader: Loader, first_step: u64, indices: Vec<u64>, depth: usize) -> Result<Self> {
-        if depth == 0 {
-            return Err(Error::Zero { key: "depth" });
-        }
         if indices.is_empty() {
             return Err(Error::NothingToPrefetch);
         }
         indices.iter().try_for_each(|&index| loader.check_index(index))?;
+        let of_step = move |step| indices.clone().into_iter().map(move |index| (step, index));
+        Self::over(loader, (first_step..).flat_map(of_step), depth)
+    }
+
+    /// Gives the micro-batches at `places`, pairs of step and index, in this order: for steps of
+    /// different numbers of micro-batches.
+    ///
+    /// # Errors
+    /// [`Error::Zero`] if `depth` is 0, [`Error::Io`] if no thread can be started.
+    pub fn over(
+        loader: Loader,
+        places: impl Iterator<Item = (u64, u64)> + Send + 'static,
+        depth: usize,
+    ) -> Result<Self> {
+        if depth == 0 {
+            return Err(Error::Zero { key: "depth" });
+        }
         let (sender, batches) = sync_channel(depth);
         let path = loader.path().to_owned();
         let assemble = move || {
-            for step in first_step.. {
-                for &index in &indices {
-                    let batch = loader.micro_batch(step, index);
-                    let is_last = batch.is_err();
-                    // Sending fails when the prefetcher is dropped.
-                    if sender.send(batch).is_err() || is_last {
-                        return;
-                    }
+            for (step, index) in places {
+                let batch = loader.micro_batch(step, index);
+                let is_last = batch.is_err();
+                // Sending fails when the prefetcher is dropped.
+                if sender.send(batch).is_err() || is_last {
+                    return;
                 }
             }
         };

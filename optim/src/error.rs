@@ -37,6 +37,19 @@ pub enum Error {
         /// Steps of the whole run.
         steps: u64,
     },
+    /// A phase of the run that does not lie within it.
+    #[error(
+        "schedule.rewind_to <= schedule.from_step <= run.steps does not hold: {to_step}, \
+         {from_step}, {steps}; rewind to an earlier step, or raise run.steps"
+    )]
+    Phase {
+        /// The step that the schedule goes back to; 0 without a rewind.
+        to_step: u64,
+        /// The first step of the phase.
+        from_step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+    },
     /// A per-step number given to an update cannot be used.
     #[error("the {name} of an update is {value}: expected {expected}")]
     Scalar {

@@ -1,5 +1,7 @@
 //! What a parameter is for, and what that changes in its update.
 
+use crate::rule::Rule;
+
 /// What a parameter is for. The model tags each of its parameters with one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -58,6 +60,50 @@ impl Default for Groups {
         let decayed = Group { lr_multiplier: 1.0, weight_decay_multiplier: 1.0 };
         let kept = Group { weight_decay_multiplier: 0.0, ..decayed };
         Self { matrix: decayed, embedding: decayed, norm: kept, bias: kept, head: decayed }
+    }
+}
+
+/// One rule for each role: element-wise rules may be mixed in one run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rules {
+    /// Of [`Role::Matrix`].
+    pub matrix: Rule,
+    /// Of [`Role::Embedding`].
+    pub embedding: Rule,
+    /// Of [`Role::Norm`].
+    pub norm: Rule,
+    /// Of [`Role::Bias`].
+    pub bias: Rule,
+    /// Of [`Role::Head`].
+    pub head: Rule,
+}
+
+impl Rules {
+    /// The same rule for every role.
+    pub fn all(rule: Rule) -> Self {
+        Self { matrix: rule, embedding: rule, norm: rule, bias: rule, head: rule }
+    }
+
+    /// The rule of a role.
+    pub fn of(&self, role: Role) -> &Rule {
+        match role {
+            Role::Matrix => &self.matrix,
+            Role::Embedding => &self.embedding,
+            Role::Norm => &self.norm,
+            Role::Bias => &self.bias,
+            Role::Head => &self.head,
+        }
+    }
+
+    /// The rule of every role, in the order of [`Role`].
+    pub fn each(&self) -> [&Rule; 5] {
+        [&self.matrix, &self.embedding, &self.norm, &self.bias, &self.head]
+    }
+}
+
+impl From<Rule> for Rules {
+    fn from(rule: Rule) -> Self {
+        Self::all(rule)
     }
 }
 

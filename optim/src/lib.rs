@@ -3,6 +3,7 @@
 
 mod adamw;
 mod adamw_8bit;
+mod batch_ramp;
 mod clip;
 mod column;
 mod dispatch;
@@ -11,6 +12,7 @@ mod error;
 mod group;
 mod lion;
 mod lion_8bit;
+mod phase;
 mod quantize;
 mod real;
 mod rounding;
@@ -28,15 +30,17 @@ mod whole;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use adamw_8bit::{AdamW8bit, AdamW8bitConfig};
+pub use batch_ramp::BatchRamp;
 pub use clip::{
     BLOCK_ELEMENTS, LEAF_ELEMENTS, block_squared_norms, clip_scale, num_blocks, squared_norm,
     tree_sum,
 };
 pub use elements::{Elements, Scalars, StepNumbers, Working};
 pub use error::{Error, Result};
-pub use group::{Group, Groups, Role};
+pub use group::{Group, Groups, Role, Rules};
 pub use lion::{Lion, LionConfig};
 pub use lion_8bit::{Lion8bit, Lion8bitConfig};
+pub use phase::{Phase, PhaseMode};
 pub use quantize::CodeBook;
 pub use real::Real;
 pub use rule::{Rule, RuleConfig};

@@ -1,5 +1,6 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod coordinates;
 mod grow;
 
 use std::io::Write;
@@ -10,6 +11,8 @@ use clap::{Args, Parser, Subcommand};
 use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
+
+pub use coordinates::Coordcheck;
 
 use crate::beacon::LastSeen;
 use crate::checkpoint::hash_masters;
@@ -46,6 +49,8 @@ pub enum Command {
     Eval(Eval),
     /// Say what a rank was doing when it was killed.
     Lost(Lost),
+    /// Say how large activations become at several widths.
+    Coordcheck(Coordcheck),
     /// Look at checkpoints.
     #[command(subcommand)]
     Ckpt(Ckpt),

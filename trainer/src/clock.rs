@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::beacon::Beacon;
-use crate::metrics::Phase;
+use crate::metrics::{Phase, Trace, UnitSeconds};
 
 /// Adds up wall seconds by phase. Times are the host's: work queued on a GPU is counted where the
 /// host waits for it.
@@ -14,6 +14,7 @@ pub struct Clock {
     running: Option<(Phase, Instant)>,
     beacon: Option<Beacon>,
     activation_bytes: u64,
+    trace: Option<Trace>,
 }
 
 impl Clock {
@@ -37,6 +38,9 @@ impl Clock {
     pub fn enter_unit(&mut self, phase: Phase, unit: &str) {
         if let Some(beacon) = &mut self.beacon {
             beacon.show(phase.name(), unit);
+        }
+        if let Some(trace) = &mut self.trace {
+            trace.enter(phase, unit);
         }
         if self.running.is_some_and(|(running, _)| running == phase) {
             return;
@@ -70,8 +74,28 @@ impl Clock {
         self.activation_bytes
     }
 
+    /// Traces phases and units from here on, if it does not already.
+    pub fn begin_trace(&mut self) {
+        self.trace.get_or_insert_with(Trace::begin);
+    }
+
+    /// Seconds by unit and phase since the last call, where there is a trace.
+    pub fn take_unit_seconds(&mut self) -> UnitSeconds {
+        self.stop();
+        self.trace.as_mut().map(Trace::take_unit_seconds).unwrap_or_default()
+    }
+
+    /// Ends the trace, if there is one.
+    pub fn take_trace(&mut self) -> Option<Trace> {
+        self.stop();
+        self.trace.take()
+    }
+
     /// Ends the running phase, if any.
     pub fn stop(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.leave();
+        }
         if let Some((phase, since)) = self.running.take() {
             *self.seconds.entry(phase).or_default() += since.elapsed().as_secs_f64();
         }

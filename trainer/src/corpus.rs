@@ -68,9 +68,17 @@ impl Data {
             seed: plan.seed,
         };
         let loader = Loader::new(part.file.clone(), part.range.clone(), config)?;
-        let assignment = Assignment::new(plan.batch.micro_batches as usize, collective.degree())?;
-        let indices = assignment.of_rank(collective.rank()).map(|index| index as u64).collect();
-        Ok(Prefetcher::new(loader, first_step, indices, PREFETCH_BATCHES)?)
+        let (ramp, degree, rank) = (plan.batch.ramp(), collective.degree(), collective.rank());
+        Assignment::new(ramp.least() as usize, degree)?;
+        // Micro-batches are numbered through the run. Under a ramp a step begins wherever the one
+        // before it has ended, within what would be a full step.
+        let of_step = move |step| {
+            let (first, count) = (ramp.before(step), ramp.count(step));
+            let numbers = (rank as u64..count).step_by(degree).map(move |index| first + index);
+            numbers.map(move |number| (number / ramp.full(), number % ramp.full()))
+        };
+        let places = (first_step..).flat_map(of_step);
+        Ok(Prefetcher::over(loader, places, PREFETCH_BATCHES)?)
     }
 
     /// The validation windows.

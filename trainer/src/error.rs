@@ -81,8 +81,9 @@ pub enum Error {
     /// A resume that would change what the run means.
     #[error(
         "{checkpoint} is of a run with another meaning; these keys differ:\n{}\nrestore them, or \
-         start a new run in another run.dir",
-        .changes.iter().map(|c| format!("  {c}")).collect::<Vec<_>>().join("\n")
+         start a new run in another run.dir{}",
+        .changes.iter().map(|c| format!("  {c}")).collect::<Vec<_>>().join("\n"),
+        how_to_allow(changes)
     )]
     PlanChanged {
         /// The checkpoint's folder.
@@ -185,6 +186,19 @@ pub enum Error {
     /// The config module's.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
+}
+
+/// What would let a run go on with some of the changes of [`Error::PlanChanged`].
+fn how_to_allow(changes: &[String]) -> String {
+    let any = |prefix: &str| changes.iter().any(|change| change.starts_with(prefix));
+    let mut ways = String::new();
+    if any("optim.") {
+        ways += "; optim.on_change = \"reset\" goes on with new optimizer state";
+    }
+    if any("schedule.") || any("run.steps") {
+        ways += "; schedule.from_step = the checkpoint's step begins another schedule there";
+    }
+    ways
 }
 
 impl Error {

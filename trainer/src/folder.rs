@@ -2,15 +2,15 @@
 
 use std::fs;
 
-use grove_optim::Rule;
+use grove_optim::Rules;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
-use crate::config::Plan;
+use crate::config::{OnChange, Plan};
 use crate::corpus::Data;
 use crate::error::Error;
 use crate::growth::start;
-use crate::saving;
+use crate::saving::{self, Optimizer};
 use crate::state::RunState;
 
 /// What a run's folder holds to go on from.
@@ -87,12 +87,13 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
 pub fn resume(
     stages: &[Plan],
     data: &Data,
-    (state, rule): (&mut RunState, &Rule),
+    (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
 ) -> Result<(), Error> {
     let saved = checkpoint.run_state();
     let (of, after) = (stages[0].stage_of(saved.step), stages[0].stage_after(saved.step));
-    let changes = Plan::from_toml(&saved.plan_toml)?.meaning_changes(&stages[of]);
+    let (before, plan) = (Plan::from_toml(&saved.plan_toml)?, &stages[of]);
+    let changes = before.meaning_changes(plan, saved.step);
     if !changes.is_empty() {
         return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
     }
@@ -106,7 +107,10 @@ pub fn resume(
     }
     if of < after {
         let entered = &stages[0].growth[of..after];
-        return start::enter_stages(entered, (state, rule), checkpoint, stages[0].seed);
+        return start::enter_stages(entered, (state, rules), checkpoint, plan.seed);
     }
-    saving::load(state, rule, checkpoint)
+    let resets =
+        plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
+    let optimizer = if resets { Optimizer::Restarted } else { Optimizer::Resumed };
+    saving::load(state, (rules, optimizer), checkpoint)
 }

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Sample(command) => command.run(out),
         Command::Eval(command) => command.run(out),
         Command::Lost(command) => command.run(out),
+        Command::Coordcheck(command) => command.run(out),
         Command::Ckpt(command) => command.run(out),
     };
     match done {

@@ -61,6 +61,9 @@ pub struct Tokens {
     pub inputs: Tensor,
     /// `[B * S]` i64: what follows each input.
     pub targets: Tensor,
+    /// `[B * S]` f64 in `[0, 1)`: numbers by which to draw labels from the model's own predictions,
+    /// to take the gradient against in place of the targets.
+    pub draws: Option<Tensor>,
 }
 
 impl Tokens {
@@ -73,7 +76,25 @@ impl Tokens {
         let rows = Tensor::from_slice(&ids).view([batch_size as i64, -1]);
         let length = rows.size()[1] - 1;
         let place = |first| rows.narrow(1, first, length).contiguous().to_device(compute.device);
-        Self { inputs: place(0), targets: place(1).view(-1) }
+        Self { inputs: place(0), targets: place(1).view(-1), draws: None }
+    }
+
+    /// The same tensors, without draws.
+    pub fn shallow_clone(&self) -> Self {
+        let (inputs, targets) = (self.inputs.shallow_clone(), self.targets.shallow_clone());
+        Self { inputs, targets, draws: None }
+    }
+
+    /// Targets that count.
+    pub fn num_targets(&self) -> u64 {
+        self.targets.numel() as u64
+    }
+
+    /// The rows of `S + 1` tokens again.
+    pub fn rows(&self) -> Tensor {
+        let (batch_size, length) = self.shape();
+        let last = self.targets.view([batch_size, length]).narrow(1, length - 1, 1);
+        Tensor::cat(&[&self.inputs, &last], 1)
     }
 
     /// `(B, S)`.
@@ -194,7 +215,7 @@ pub fn micro_step(
     }
     walk.clock.note_activations(|| saved.iter().map(|kept| kept.bytes()).sum());
 
-    let (loss_sum, mut dx, output) = head(&mut walk, &x, &tokens.targets, round)?;
+    let (loss_sum, mut dx, output) = head(&mut walk, &x, tokens, round)?;
     drop(x);
 
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks).rev() {
@@ -216,7 +237,7 @@ pub fn micro_step(
 fn head(
     walk: &mut Walk<'_, '_>,
     x: &Tensor,
-    targets: &Tensor,
+    tokens: &Tokens,
     round: Round,
 ) -> Result<(Tensor, Tensor, Option<Tensor>), grove_parallel::Error> {
     let Layers { model, compute, units } = walk.layers;
@@ -244,7 +265,8 @@ fn head(
         norm: grads_of(last, &norm_gradient),
         output: grads_of(output, &output_gradient),
     };
-    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, targets);
+    let labels = (&tokens.targets, tokens.draws.as_ref());
+    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, labels);
     walk.release(last);
     walk.release(output);
     walk.reduce(&units[last], norm_gradient, round)?;

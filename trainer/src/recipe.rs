@@ -1,21 +1,24 @@
 //! From the plan's words to the rooms' own types: what stays the same from step to step.
 
 use grove_optim::{
-    AdamW8bitConfig, AdamWConfig, Decay, Groups, Lion8bitConfig, LionConfig, RuleConfig,
-    Schedule as LrSchedule, ScheduleConfig, StateDtype,
+    AdamW8bitConfig, AdamWConfig, Decay, Groups, Lion8bitConfig, LionConfig, Phase, PhaseMode,
+    Role, RuleConfig, Rules, Schedule as LrSchedule, ScheduleConfig, ScheduleFreeConfig,
+    SophiaConfig, StateDtype,
 };
-
-use grove_parallel::{Assignment, Collective};
+use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, Group, GroupPlan, Home, Phase, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
-    StageSchedule,
+    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
+    ScheduleUnit,
 };
+use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
+use crate::model::plain::PlainModel;
+use crate::model::scaling::Scaling;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
@@ -25,46 +28,29 @@ use crate::step::Recipe;
 /// # Errors
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
-    let (schedule_steps, schedule_shift) = schedule_span(plan);
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
-    let schedule = ScheduleConfig {
-        lr: plan.optim.lr,
-        warmup_steps: plan.schedule.warmup_steps(),
-        decay: decay(plan),
-    };
+    let scaling = model.spec.scaling;
     Ok(Recipe {
         model,
         compute,
-        rule: rule(plan).build()?,
-        groups: groups(plan),
-        schedule: LrSchedule::new(schedule, schedule_steps)?,
-        schedule_shift,
+        rules: rules(plan, &scaling)?,
+        groups: groups(plan, &scaling),
+        schedule: schedule(plan)?,
+        weight_decay: weight_decay(plan)?,
+        curvature: curvature(plan),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
-        assignment: Assignment::new(plan.batch.micro_batches as usize, degree)?,
+        ramp: plan.batch.ramp(),
+        degree,
     })
 }
 
-/// The update rule of a plan.
+/// The update rules of a plan.
 ///
 /// # Errors
-/// If it refuses a hyper-parameter.
-pub fn rule_of(plan: &Plan) -> Result<grove_optim::Rule, Error> {
-    Ok(rule(plan).build()?)
-}
-
-/// The steps of the schedule, and what is added to a step for its place in it: where a stage takes
-/// it up anew, it spans the steps that are left.
-fn schedule_span(plan: &Plan) -> (u64, i64) {
-    let steps = plan.run.steps;
-    match plan.phase {
-        None => (steps, 0),
-        Some(Phase { from_step, schedule: StageSchedule::Rewind }) => {
-            let warmup = plan.schedule.warmup_steps();
-            (steps - from_step + warmup, warmup as i64 - from_step as i64)
-        }
-        Some(Phase { from_step, .. }) => (steps - from_step, -(from_step as i64)),
-    }
+/// If one refuses a hyper-parameter.
+pub fn rules_of(plan: &Plan) -> Result<Rules, Error> {
+    rules(plan, &plan.model.spec().scaling)
 }
 
 /// What a plan shards over the ranks, and which part this rank has.
@@ -94,12 +80,12 @@ pub fn placement(plan: &Plan, collective: &dyn Collective) -> Placement {
 /// # Errors
 /// If the model's parameters do not make a layout.
 pub fn allocate(plan: &Plan, recipe: &Recipe, sharding: &Sharding<'_>) -> Result<RunState, Error> {
-    let Recipe { compute, model, rule, .. } = recipe;
+    let Recipe { compute, model, rules, .. } = recipe;
     let home = match plan.memory.optimizer {
         Home::Device => compute.device,
         Home::Host => Device::Cpu,
     };
-    Ok(RunState::allocate(compute, model.units(), rule, (&sharding.placement, home))?)
+    Ok(RunState::allocate(compute, model.units(), rules, (&sharding.placement, home))?)
 }
 
 fn run_options(plan: &Plan) -> RunOptions {
@@ -114,11 +100,28 @@ fn run_options(plan: &Plan) -> RunOptions {
     }
 }
 
-fn rule(plan: &Plan) -> RuleConfig {
-    let weight_decay = plan.optim.weight_decay;
-    match plan.optim.rule {
+/// The rule of each role: its group's own, or the run's.
+fn rules(plan: &Plan, scaling: &Scaling) -> Result<Rules, Error> {
+    let rule = |group: Group, role: Role| {
+        let own = plan.optim.groups.get(&group).and_then(|plan| plan.rule);
+        let rule = own.map_or(plan.optim.rule, config::RuleName::usual);
+        rule_config(rule, plan.optim.weight_decay, scaling.eps(role)).build()
+    };
+    Ok(Rules {
+        matrix: rule(Group::Matrix, Role::Matrix)?,
+        embedding: rule(Group::Embedding, Role::Embedding)?,
+        norm: rule(Group::Norm, Role::Norm)?,
+        bias: rule(Group::Bias, Role::Bias)?,
+        head: rule(Group::Head, Role::Head)?,
+    })
+}
+
+/// The optimizer room's form of a rule; `eps_factor` is on the epsilon of rules of Adam's kind,
+/// which is in units of the gradient.
+fn rule_config(rule: Rule, weight_decay: f64, eps_factor: f64) -> RuleConfig {
+    match rule {
         Rule::AdamW { betas: [beta1, beta2], eps, state_dtype } => {
-            let state_dtype = state_dtype_of(state_dtype);
+            let (eps, state_dtype) = (eps * eps_factor, state_dtype_of(state_dtype));
             RuleConfig::AdamW(AdamWConfig { beta1, beta2, eps, weight_decay, state_dtype })
         }
         Rule::Lion { betas: [beta1, beta2], state_dtype } => {
@@ -126,12 +129,43 @@ fn rule(plan: &Plan) -> RuleConfig {
             RuleConfig::Lion(LionConfig { beta1, beta2, weight_decay, state_dtype })
         }
         Rule::AdamW8bit { betas: [beta1, beta2], eps } => {
+            let eps = eps * eps_factor;
             RuleConfig::AdamW8bit(AdamW8bitConfig { beta1, beta2, eps, weight_decay })
         }
         Rule::Lion8bit { betas: [beta1, beta2] } => {
             RuleConfig::Lion8bit(Lion8bitConfig { beta1, beta2, weight_decay })
         }
+        Rule::SophiaG { betas: [beta1, beta2], eps, gamma, .. }
+        | Rule::SophiaH { betas: [beta1, beta2], eps, gamma, .. } => {
+            RuleConfig::Sophia(SophiaConfig { beta1, beta2, gamma, eps, weight_decay })
+        }
+        Rule::ScheduleFree { betas: [beta1, beta2], eps } => {
+            let eps = eps * eps_factor;
+            RuleConfig::ScheduleFree(ScheduleFreeConfig { beta1, beta2, eps, weight_decay })
+        }
     }
+}
+
+/// How the curvature is estimated, where some group's rule wants it.
+fn curvature(plan: &Plan) -> Option<Curvature> {
+    let of_groups = plan.optim.groups.values();
+    let of_groups =
+        of_groups.map(|group| group.rule.map_or(plan.optim.rule, config::RuleName::usual));
+    let (every, estimator) = of_groups.into_iter().find_map(|rule| match rule {
+        Rule::SophiaG { hessian_every, hessian_clip_norm: clip_norm, .. } => {
+            Some((hessian_every, Estimator::GaussNewtonBartlett { clip_norm }))
+        }
+        Rule::SophiaH { hessian_every, probe, .. } => {
+            let probe = match probe {
+                config::Probe::Rademacher => Probe::Rademacher,
+                config::Probe::Gaussian => Probe::Gaussian,
+            };
+            let model = PlainModel::new(&plan.model);
+            Some((hessian_every, Estimator::Hutchinson { probe, model }))
+        }
+        _ => None,
+    })?;
+    Some(Curvature { every, estimator, seed: plan.seed })
 }
 
 fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {
@@ -141,31 +175,61 @@ fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {
     }
 }
 
-fn decay(plan: &Plan) -> Decay {
-    match plan.schedule {
+/// The learning rate over the steps.
+fn schedule(plan: &Plan) -> Result<LrSchedule, Error> {
+    let config::SchedulePlan { shape, by, mode, from_step, rewind_to, rewarm_steps, .. } =
+        plan.schedule;
+    let decay = match shape {
         Schedule::Constant { .. } => Decay::Constant,
+        Schedule::InverseSqrt { .. } => Decay::InverseSqrt,
         Schedule::Cosine { final_ratio, .. } => Decay::Cosine { final_ratio },
         Schedule::Linear { final_ratio, .. } => Decay::Linear { final_ratio },
         Schedule::Wsd { final_ratio, cooldown_fraction, .. } => {
             Decay::Wsd { final_ratio, cooldown_fraction }
         }
-    }
+    };
+    let (lr, warmup_steps) = (plan.optim.lr, shape.warmup_steps());
+    let schedule = LrSchedule::new(ScheduleConfig { lr, warmup_steps, decay }, plan.run.steps)?;
+    let schedule = match by {
+        ScheduleUnit::Steps => schedule,
+        ScheduleUnit::Tokens => schedule.by_tokens(plan.batch.ramp()),
+    };
+    let mode = match mode {
+        config::PhaseMode::Continue => PhaseMode::Continue,
+        config::PhaseMode::Fresh => PhaseMode::Fresh,
+        config::PhaseMode::Rewind => PhaseMode::Rewind { to_step: rewind_to.unwrap_or(0) },
+    };
+    let (from_step, rewarm_steps) = (from_step.unwrap_or(0), rewarm_steps.unwrap_or(0));
+    Ok(schedule.with_phase(Phase { from_step, mode, rewarm_steps })?)
 }
 
-fn groups(plan: &Plan) -> Groups {
+/// The weight decay over the steps, as a factor.
+fn weight_decay(plan: &Plan) -> Result<LrSchedule, Error> {
+    let final_ratio = plan.schedule.weight_decay_final_ratio.unwrap_or(1.0);
+    let decay = match plan.schedule.weight_decay.unwrap_or_default() {
+        DecayShape::Constant => Decay::Constant,
+        DecayShape::Linear => Decay::Linear { final_ratio },
+        DecayShape::Cosine => Decay::Cosine { final_ratio },
+    };
+    let config = ScheduleConfig { lr: 1.0, warmup_steps: 0, decay };
+    Ok(LrSchedule::new(config, plan.run.steps)?)
+}
+
+fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
     let mut groups = Groups::default();
-    for (name, group) in [
-        (Group::Matrix, &mut groups.matrix),
-        (Group::Embedding, &mut groups.embedding),
-        (Group::Norm, &mut groups.norm),
-        (Group::Bias, &mut groups.bias),
-        (Group::Head, &mut groups.head),
+    for (name, role, group) in [
+        (Group::Matrix, Role::Matrix, &mut groups.matrix),
+        (Group::Embedding, Role::Embedding, &mut groups.embedding),
+        (Group::Norm, Role::Norm, &mut groups.norm),
+        (Group::Bias, Role::Bias, &mut groups.bias),
+        (Group::Head, Role::Head, &mut groups.head),
     ] {
-        if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier }) =
+        if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier, .. }) =
             plan.optim.groups.get(&name)
         {
-            group.lr_multiplier = lr_multiplier;
-            group.weight_decay_multiplier = weight_decay_multiplier.unwrap_or(0.0);
+            group.lr_multiplier = lr_multiplier * scaling.lr(role);
+            group.weight_decay_multiplier =
+                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role);
         }
     }
     groups

@@ -8,7 +8,7 @@ use tch::Tensor;
 use crate::clock::Clock;
 use crate::config::Plan;
 use crate::metrics::{
-    Communication, MemoryByCategory, Phase, StepRecord, mfu, peak_resident_bytes,
+    Communication, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu, peak_resident_bytes,
 };
 use crate::pass::Traffic;
 use crate::state::RunState;
@@ -30,6 +30,8 @@ pub struct Rates {
 pub struct Spent {
     /// Seconds by phase.
     pub phases: BTreeMap<Phase, f64>,
+    /// The same by unit, of a profiled step.
+    pub unit_seconds: UnitSeconds,
     /// Seconds of the whole step.
     pub step_seconds: f64,
     /// Joules, where they can be read.
@@ -101,10 +103,7 @@ pub fn memory_by_category(
     for unit in &state.units {
         memory.parameters += bytes(&unit.working);
         memory.gradients += bytes(&unit.grads);
-        // In fp32 and fp64 the masters lie inside the working copies.
-        if unit.masters.kind() != unit.working.kind()
-            || unit.masters.device() != unit.working.device()
-        {
+        if !unit.masters_are_working() {
             memory.masters += bytes(&unit.masters);
         }
         memory.optimizer_state += unit.states.iter().map(|state| bytes(&state.flat)).sum::<u64>();
@@ -131,6 +130,7 @@ pub fn step_record(
         mfu: rates.mfu(tokens_per_second),
         step_seconds: spent.step_seconds,
         phases: spent.phases,
+        unit_seconds: spent.unit_seconds,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
         energy_joules: spent.energy_joules,
         communication: Communication::from(&spent.communication),

@@ -14,6 +14,7 @@ use crate::config::{self, Plan};
 use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::eval::{Evaluation, evaluate};
+use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::growth::start;
 use crate::metrics::{EnergyMeter, EvalRecord, Plots, Progress, Sinks};
@@ -146,9 +147,9 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         match &resumed {
             Some(checkpoint) => {
-                folder::resume(stages, &data, (&mut state, &recipe.rule), checkpoint)?;
+                folder::resume(stages, &data, (&mut state, &recipe.rules), checkpoint)?;
             }
-            None => start::start(plan, compute, (&mut state, &recipe.rule))?,
+            None => start::start(plan, compute, (&mut state, &recipe.rules))?,
         }
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
@@ -196,6 +197,9 @@ impl<'a> Run<'a> {
         while self.state.step < self.end {
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
+            if self.plan.profile.covers(self.state.step + 1) {
+                self.clock.begin_trace();
+            }
             let started = Instant::now();
             let outcome = train_step(
                 &self.recipe,
@@ -245,11 +249,26 @@ impl<'a> Run<'a> {
             communication: self.collective.ledger().take_step(),
             memory: memory_by_category(&self.state, &self.traffic, &self.clock),
             phases: self.clock.take(),
+            unit_seconds: self.clock.take_unit_seconds(),
             step_seconds: started.elapsed().as_secs_f64(),
             energy_joules: self.energy.joules(),
         };
         self.costs.add(outcome, &spent);
         self.sinks.step(&step_record(outcome, spent, &self.rates(), &self.state));
+        if self.state.step == self.plan.profile.steps[1] {
+            self.write_trace();
+        }
+    }
+
+    /// Writes what was traced, and says where most of the time went.
+    fn write_trace(&mut self) {
+        let Some(trace) = self.clock.take_trace() else { return };
+        let written = trace.write(&self.plan.run.dir, self.collective.rank());
+        let progress = self.sinks.progress();
+        match written {
+            Ok(path) => progress.note(&format!("traced to {}", path.display())),
+            Err(error) => progress.warn(&format!("no trace of the profiled steps: {error}")),
+        }
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
@@ -257,8 +276,12 @@ impl<'a> Run<'a> {
             unreachable!("an evaluation is due only where there is validation data")
         };
         self.clock.show("eval");
+        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
         let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        if moved {
+            to_training_point(&self.state.units, &mut self.traffic)?;
+        }
         if let Evaluation::Loss(loss) = evaluation {
             let bytes = self.plan.data.tokenizer == Some(config::Tokenizer::Bytes);
             self.sinks.eval(&EvalRecord {
@@ -277,9 +300,12 @@ impl<'a> Run<'a> {
     /// The gathers of [`saving::gather`], and one all-reduce.
     fn save(&mut self, on_failure: OnFailure) -> Result<(), Error> {
         self.clock.show("save");
-        self.traffic.residents.settle()?;
+        let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let whole = saving::gather(&self.state, &self.traffic.sharding)?;
         let saved = whole.map_or(Ok(()), |whole| self.save_here(&whole));
+        if moved {
+            to_training_point(&self.state.units, &mut self.traffic)?;
+        }
         let failed = i64::from(saved.is_err());
         if sum_integers(self.collective, &[failed], "failed saves")? == [0] {
             self.saved_step = self.state.step;
@@ -295,7 +321,7 @@ impl<'a> Run<'a> {
 
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
-            let what = (whole, &self.recipe.rule);
+            let what = (whole, &self.recipe.rules);
             saving::save(self.plan, &self.state, what, &self.fingerprint)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
@@ -334,6 +360,7 @@ impl<'a> Run<'a> {
             top_k: sample.top_k.unwrap_or(0),
             seed: self.plan.seed,
         };
+        to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let layers = self.recipe.layers(&self.state);
         let window = self.plan.batch.sequence_length;
         let how = (&sampling, self.stop);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use grove_optim::{Rule, StateSpec, Storage};
+use grove_optim::{Rules, StateSpec, Storage};
 use grove_parallel::Reduction;
 use grove_parallel::layout::{ParamPlace, Segment};
 use tch::{Device, Kind, Tensor};
@@ -59,7 +59,7 @@ pub fn gather(
 pub fn save(
     plan: &Plan,
     state: &RunState,
-    (whole, rule): (&WholeState, &Rule),
+    (whole, rules): (&WholeState, &Rules),
     fingerprint: &str,
 ) -> Result<PathBuf, Error> {
     let hosts = &whole.units;
@@ -70,7 +70,7 @@ pub fn save(
         records(unit, &host.working, "", &mut model);
         records(unit, &host.masters, "", &mut masters);
         for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
-            for wanted in rule.state_specs(place.numel) {
+            for wanted in rules.of(param.role).state_specs(place.numel) {
                 let (_, flat) = host
                     .states
                     .iter()
@@ -104,31 +104,55 @@ pub fn save(
     Ok(checkpoint::save(&plan.run.dir, &contents)?)
 }
 
-/// Fills a state's buffers and counters from a checkpoint of the same model and rule; of the
-/// working copies this rank's part.
+/// What becomes of the optimizer's state of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optimizer {
+    /// It goes on.
+    Resumed,
+    /// It is left, and new state starts from the masters.
+    Restarted,
+}
+
+/// Fills a state's buffers and counters from a checkpoint of the same model and rules; of the
+/// working copies this rank's part. With [`Optimizer::Restarted`] the optimizer's state is that of a
+/// first step, whatever the checkpoint has.
 ///
 /// # Errors
 /// If tensors are missing, superfluous, or of another shape or dtype: all are named.
-pub fn load(state: &mut RunState, rule: &Rule, checkpoint: &Checkpoint) -> Result<(), Error> {
+pub fn load(
+    state: &mut RunState,
+    (rules, optimizer): (&Rules, Optimizer),
+    checkpoint: &Checkpoint,
+) -> Result<(), Error> {
     let mut expected = (Vec::new(), Vec::new());
     for unit in &state.units {
         expected.0.extend(specs(unit, &unit.masters, ""));
         for param in &unit.spec.params {
             let numel = param.shape.iter().product::<i64>() as usize;
-            let states = rule.state_specs(numel).iter();
+            let states = rules.of(param.role).state_specs(numel).iter();
             expected.1.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
         }
     }
     checkpoint.masters().check_names(&expected.0)?;
-    checkpoint.optimizer().check_names(&expected.1)?;
+    if optimizer == Optimizer::Resumed {
+        checkpoint.optimizer().check_names(&expected.1)?;
+    }
     for unit in &state.units {
         let owned = || unit.owned.clone();
         fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
-        fill_states(unit, checkpoint.optimizer())?;
+        if optimizer == Optimizer::Resumed {
+            fill_states(unit, checkpoint.optimizer())?;
+        }
+    }
+    if optimizer == Optimizer::Restarted {
+        state.restart_optimizer();
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
-    state.set_updates(saved.parameter_steps.iter().map(|(name, &count)| (name, count)));
+    // New state has seen no update.
+    let count = |count| if optimizer == Optimizer::Resumed { count } else { 0 };
+    let counts = saved.parameter_steps.iter().map(|(name, &steps)| (name, count(steps)));
+    state.set_updates(counts);
     state.round_masters();
     Ok(())
 }
@@ -169,6 +193,7 @@ impl HostUnit {
         let masters = whole_masters(unit, sharding)?;
         let working = match unit.holds_whole_working() {
             true => unit.working.to_device(Device::Cpu),
+            false if unit.has_eval_point() => whole_working(unit, sharding)?,
             // As an update rounds them.
             false => masters.to_kind(unit.working.kind()),
         };
@@ -180,13 +205,30 @@ fn whole_masters(
     unit: &UnitState,
     sharding: &Sharding<'_>,
 ) -> Result<Tensor, grove_parallel::Error> {
-    let owned = unit.masters.to_device(Device::Cpu);
+    whole(unit, &unit.masters, sharding, "masters")
+}
+
+/// Of sharded working copies that are another model than the masters.
+fn whole_working(
+    unit: &UnitState,
+    sharding: &Sharding<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    whole(unit, &unit.working, sharding, "working copies")
+}
+
+fn whole(
+    unit: &UnitState,
+    owned: &Tensor,
+    sharding: &Sharding<'_>,
+    what: &str,
+) -> Result<Tensor, grove_parallel::Error> {
+    let owned = owned.to_device(Device::Cpu);
     if unit.owned.len() == unit.layout.padded_numel() {
         return Ok(owned);
     }
     let kind = (owned.kind(), Device::Cpu);
     let whole = Tensor::empty([unit.layout.padded_numel() as i64], kind);
-    let name = format!("masters of {}", unit.spec.name);
+    let name = format!("{what} of {}", unit.spec.name);
     sharding.shards().all_gather(&owned, &whole, &name)?.wait()?;
     Ok(whole)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use grove_optim::{Rule, Start, StateSpec, Storage};
+use grove_optim::{Rules, Start, StateKind, StateSpec, Storage};
 use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
@@ -85,6 +85,18 @@ impl UnitState {
         self.working.numel() == self.layout.padded_numel()
     }
 
+    /// Whether the model to evaluate and keep is another than the masters, for some parameter.
+    pub fn has_eval_point(&self) -> bool {
+        self.states.iter().any(|state| state.spec.kind == StateKind::BaseIterate)
+    }
+
+    /// Whether the masters lie inside the working copies.
+    pub fn masters_are_working(&self) -> bool {
+        self.masters.kind() == self.working.kind()
+            && self.masters.device() == self.working.device()
+            && self.masters.data_ptr() == self.owned_working().data_ptr()
+    }
+
     /// The working copies of `owned`.
     pub fn owned_working(&self) -> Tensor {
         self.owned_part(&self.working)
@@ -128,10 +140,10 @@ impl RunState {
     pub fn allocate(
         compute: &Compute,
         units: &[UnitSpec],
-        rule: &Rule,
+        rules: &Rules,
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
-        let units = units.iter().map(|spec| allocate_unit(compute, spec, rule, (placement, home)));
+        let units = units.iter().map(|spec| allocate_unit(compute, spec, rules, (placement, home)));
         Ok(Self {
             units: units.collect::<Result<_, _>>()?,
             step: 0,
@@ -168,6 +180,14 @@ impl RunState {
             start_states(unit);
         }
         self.round_masters();
+    }
+
+    /// Puts every optimizer state where it is before the first step, from the masters as they are.
+    pub fn restart_optimizer(&mut self) {
+        for unit in &mut self.units {
+            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+            start_states(unit);
+        }
     }
 
     /// Rounds the masters to this rank's part of the working copies, as an update does.
@@ -227,7 +247,7 @@ fn allocate_working_unit(
 fn allocate_unit(
     compute: &Compute,
     spec: &UnitSpec,
-    rule: &Rule,
+    rules: &Rules,
     (placement, home): (&Placement, Device),
 ) -> Result<UnitState, grove_parallel::Error> {
     let layout = layout_of(spec, placement.degree)?;
@@ -237,13 +257,15 @@ fn allocate_unit(
     let kind = compute.accumulation();
     let working_numel = if placement.shards_working(&layout) { own } else { whole };
     let working = zeros(working_numel, compute.kind, compute.device);
-    let masters = if compute.kind == kind && home == compute.device {
+    let (segments, forms) = place_segments(&layout, owned.clone(), (spec, rules));
+    // Then working copies hold another model than masters at times.
+    let apart = forms.iter().any(|(form, _)| form.kind == StateKind::BaseIterate);
+    let masters = if compute.kind == kind && home == compute.device && !apart {
         let start = if working_numel == whole { owned.start as i64 } else { 0 };
         working.narrow(0, start, own)
     } else {
         zeros(own, kind, home)
     };
-    let (segments, forms) = place_segments(&layout, owned.clone(), rule);
     let states = forms.into_iter().map(|(spec, numel)| {
         let numel = spec.storage.num_elements(numel) as i64;
         StateBuffer { spec, flat: zeros(numel, storage_dtype(spec.storage, kind), home) }
@@ -260,9 +282,10 @@ fn allocate_unit(
 fn place_segments(
     layout: &UnitLayout,
     owned: Range<usize>,
-    rule: &Rule,
+    (spec, rules): (&UnitSpec, &Rules),
 ) -> (Vec<OwnedSegment>, Vec<(StateSpec, usize)>) {
-    let specs_of = |param: usize| rule.state_specs(layout.params()[param].numel);
+    let specs_of =
+        |param: usize| rules.of(spec.params[param].role).state_specs(layout.params()[param].numel);
     // Of all parameters, so that every rank has the same buffers, if empty ones.
     let mut forms: Vec<(StateSpec, usize)> = Vec::new();
     for spec in (0..layout.params().len()).flat_map(specs_of) {

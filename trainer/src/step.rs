@@ -1,11 +1,12 @@
 //! One optimizer step: batches in, parameters updated, numbers out.
 
 use grove_data::Prefetcher;
-use grove_optim::{Groups, Rule, Schedule, clip_scale};
+use grove_optim::{BatchRamp, Groups, Rules, Schedule, clip_scale};
 use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
+use crate::curvature::{Curvature, Held, Setting};
 use crate::error::Error;
 use crate::gradients::Round;
 use crate::metrics::Phase;
@@ -24,23 +25,35 @@ pub struct Recipe {
     pub model: Decoder,
     /// Device, dtypes and threads.
     pub compute: Compute,
-    /// The update rule.
-    pub rule: Rule,
+    /// The update rules by role.
+    pub rules: Rules,
     /// Multipliers by role.
     pub groups: Groups,
     /// The learning rate of every step.
     pub schedule: Schedule,
-    /// What is added to a step for its place in the schedule; not 0 once a run has grown.
-    pub schedule_shift: i64,
+    /// The factor on weight decay of every step.
+    pub weight_decay: Schedule,
+    /// Estimates of the curvature, for rules that want them.
+    pub curvature: Option<Curvature>,
     /// The largest global gradient norm; 0 for no clipping.
     pub clip_norm: f64,
     /// The run's seed.
     pub seed: u64,
-    /// Which rank computes which micro-batches of a step.
-    pub assignment: Assignment,
+    /// Micro-batches of every step.
+    pub ramp: BatchRamp,
+    /// Ranks that share them.
+    pub degree: usize,
 }
 
 impl Recipe {
+    /// Which rank computes which micro-batches of the step after `step` steps.
+    ///
+    /// # Errors
+    /// If there are more ranks than micro-batches.
+    pub fn assignment(&self, step: u64) -> Result<Assignment, grove_parallel::Error> {
+        Assignment::new(self.ramp.count(step) as usize, self.degree)
+    }
+
     /// The model with a state's parameters.
     pub fn layers<'a>(&'a self, state: &'a RunState) -> Layers<'a> {
         Layers { model: &self.model, compute: &self.compute, units: &state.units }
@@ -80,7 +93,8 @@ pub fn train_step(
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
-    let mine = gradients(recipe, state, batches, traffic, clock)?;
+    let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
+    let mine = gradients(recipe, state, (batches, held), traffic, clock)?;
 
     clock.enter(Phase::Reduce);
     let StepNumbers { loss, num_tokens, stops } =
@@ -98,23 +112,61 @@ pub fn train_step(
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
     clock.enter(Phase::Optim);
-    let place = state.step.saturating_add_signed(recipe.schedule_shift);
-    let lr = recipe.schedule.lr(place);
+    let lr = recipe.schedule.lr(state.step);
     let count_offsets = state.count_offsets.clone();
     let update = Update {
-        rule: &recipe.rule,
+        rules: &recipe.rules,
         groups: &recipe.groups,
         lr,
+        weight_decay: recipe.weight_decay.multiplier(state.step),
         grad_scale: clip / num_tokens_f64,
         step: state.step + 1,
         count_offsets: &count_offsets,
-        averaging_weight: recipe.schedule.averaging_weight(place),
+        averaging_weight: recipe.schedule.averaging_weight(state.step),
         seed: recipe.seed,
     };
     apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;
     state.num_tokens += num_tokens;
     Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0 })
+}
+
+/// Estimates the curvature if it is due, and returns the step's micro-batches, which were read for
+/// it.
+fn estimate_curvature(
+    recipe: &Recipe,
+    state: &mut RunState,
+    batches: &mut Prefetcher,
+    traffic: &mut Traffic<'_>,
+    clock: &mut Clock,
+) -> Result<Option<Vec<Held>>, Error> {
+    let Recipe { model, compute, rules, curvature, .. } = recipe;
+    let Some(curvature) = curvature.as_ref().filter(|it| it.is_due(state.step)) else {
+        return Ok(None);
+    };
+    let (assignment, rank) = (recipe.assignment(state.step)?, traffic.sharding.placement.rank);
+    let mut rounds: Vec<Held> = Vec::with_capacity(assignment.num_rounds());
+    for index in 0..assignment.num_rounds() {
+        let number = assignment.micro_batch(index, rank);
+        let tokens = match (number, rounds.last()) {
+            (None, Some(last)) => last.tokens.shallow_clone(),
+            _ => next_tokens(compute, batches, clock)?,
+        };
+        rounds.push(Held { tokens, number });
+    }
+    let setting = Setting { model, compute, rules, step: state.step };
+    curvature.estimate(setting, &mut state.units, &rounds, traffic, clock)?;
+    Ok(Some(rounds))
+}
+
+fn next_tokens(
+    compute: &Compute,
+    batches: &mut Prefetcher,
+    clock: &mut Clock,
+) -> Result<Tokens, Error> {
+    clock.enter(Phase::Data);
+    let batch = batches.next()?;
+    Ok(Tokens::new(compute, &batch.tokens, batch.batch_size))
 }
 
 /// Forward and backward of this rank's micro-batches: the summed loss and the tokens.
@@ -124,27 +176,27 @@ pub fn train_step(
 fn gradients(
     recipe: &Recipe,
     state: &RunState,
-    batches: &mut Prefetcher,
+    (batches, held): (&mut Prefetcher, Option<Vec<Held>>),
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
 ) -> Result<StepNumbers, Error> {
-    let Recipe { compute, assignment, .. } = recipe;
-    let layers = recipe.layers(state);
+    let Recipe { compute, .. } = recipe;
+    let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
     for index in 0..num_rounds {
         let contributes = assignment.micro_batch(index, rank).is_some();
-        if contributes {
-            clock.enter(Phase::Data);
-            let batch = batches.next()?;
-            tokens = Some(Tokens::new(compute, &batch.tokens, batch.batch_size));
+        if let Some(held) = &held {
+            tokens = Some(held[index].tokens.shallow_clone());
+        } else if contributes {
+            tokens = Some(next_tokens(compute, batches, clock)?);
         }
         let tokens = tokens.as_ref().expect("every rank has a micro-batch in the first round");
         let round = Round { first: index == 0, last: index + 1 == num_rounds, contributes };
         let loss = micro_step(layers, tokens, round, traffic, clock)?;
         if contributes {
             losses.push(loss);
-            num_tokens += tokens.targets.numel() as u64;
+            num_tokens += tokens.num_targets();
         }
     }
     let mut loss = ExactSum::new();

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use grove_optim::{
-    Elements, Groups, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice, StepNumbers, Storage,
+    Elements, Groups, LEAF_ELEMENTS, Real, Rule, Rules, Scalars, StateSlice, StepNumbers, Storage,
     TensorElements, Working, block_squared_norms, num_blocks,
 };
 use grove_parallel::ExactSum;
@@ -30,12 +30,14 @@ const PIECE_ELEMENTS: usize = 1 << 16;
 /// The numbers of one update that all parameters share.
 #[derive(Clone, Copy, Debug)]
 pub struct Update<'a> {
-    /// The rule.
-    pub rule: &'a Rule,
+    /// The rules by role.
+    pub rules: &'a Rules,
     /// Multipliers by role.
     pub groups: &'a Groups,
     /// The schedule's learning rate.
     pub lr: f64,
+    /// The schedule's factor on weight decay.
+    pub weight_decay: f64,
     /// Factor on every gradient element: one over the token count, times the clip scale.
     pub grad_scale: f64,
     /// Number of the update, from 1.
@@ -155,7 +157,7 @@ pub fn apply(
 /// A range of one parameter with the numbers of its group, to be taken by one thread; the outcome
 /// takes its place.
 enum Piece<'a, T: Real> {
-    Todo(Elements<'a, T>, Scalars),
+    Todo(Elements<'a, T>, &'a Rule, Scalars),
     Done(Result<(), grove_optim::Error>),
 }
 
@@ -194,20 +196,20 @@ fn update_slices<T: Real + view::Element>(
             },
             first: segment.param_range.start,
         };
-        let scalars = update.scalars(&spec.params[segment.param]);
-        collect_pieces(elements.truncate(segment.range.len()), scalars, &mut pieces);
+        let numbers = update.of(&spec.params[segment.param]);
+        collect_pieces(elements.truncate(segment.range.len()), numbers, &mut pieces);
     }
     compute.pool.for_each_chunk_mut(&mut pieces, 1, |_, piece| {
         let taken = std::mem::replace(&mut piece[0], Piece::Done(Ok(())));
-        if let Piece::Todo(elements, scalars) = taken {
-            piece[0] = Piece::Done(update.rule.update(elements, &scalars));
+        if let Piece::Todo(elements, rule, scalars) = taken {
+            piece[0] = Piece::Done(rule.update(elements, &scalars));
         }
     });
     pieces.into_iter().try_for_each(|piece| match piece {
         Piece::Done(outcome) => outcome,
         Piece::Todo(..) => unreachable!("every piece was visited"),
     })?;
-    if device_working.device() != Device::Cpu {
+    if device_working.device() != Device::Cpu || !(is_rounded || unit.masters_are_working()) {
         device_working.copy_(if is_rounded { &working } else { &unit.masters });
     }
     Ok(())
@@ -216,15 +218,15 @@ fn update_slices<T: Real + view::Element>(
 /// Cuts a segment into pieces.
 fn collect_pieces<'a, T: Real>(
     mut elements: Elements<'a, T>,
-    scalars: Scalars,
+    (rule, scalars): (&'a Rule, Scalars),
     pieces: &mut Vec<Piece<'a, T>>,
 ) {
     while elements.master.len() > PIECE_ELEMENTS {
         let (piece, tail) = elements.split_at(PIECE_ELEMENTS);
-        pieces.push(Piece::Todo(piece, scalars));
+        pieces.push(Piece::Todo(piece, rule, scalars));
         elements = tail;
     }
-    pieces.push(Piece::Todo(elements, scalars));
+    pieces.push(Piece::Todo(elements, rule, scalars));
 }
 
 fn state_slice<T: Real + view::Element>(buffer: &mut StateBuffer) -> StateSlice<'_, T> {
@@ -251,7 +253,7 @@ fn take_state<'a, T: Real>(rest: &mut StateSlice<'a, T>, len: usize) -> StateSli
 }
 
 fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_optim::Error> {
-    let (grads, working) = (unit.owned_grads(), unit.owned_working());
+    let (grads, mut working) = (unit.owned_grads(), unit.owned_working());
     for segment in &unit.segments {
         let len = segment.range.len();
         let part = |flat: &Tensor| flat.narrow(0, segment.range.start as i64, len as i64);
@@ -269,14 +271,18 @@ fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_opt
             working: (working.kind() != unit.masters.kind()).then_some(&mut rounded),
             first: segment.param_range.start,
         };
-        let param = &unit.spec.params[segment.param];
-        update.rule.update_tensor(elements, &update.scalars(param))?;
+        let (rule, scalars) = update.of(&unit.spec.params[segment.param]);
+        rule.update_tensor(elements, &scalars)?;
+    }
+    if working.kind() == unit.masters.kind() && !unit.masters_are_working() {
+        working.copy_(&unit.masters);
     }
     Ok(())
 }
 
-impl Update<'_> {
-    fn scalars(&self, param: &ParamSpec) -> Scalars {
+impl<'a> Update<'a> {
+    /// The rule and the numbers of a parameter.
+    fn of(&self, param: &ParamSpec) -> (&'a Rule, Scalars) {
         let key = Sha256::digest(format!("{}/{}", self.seed, param.name));
         let offset = self.count_offsets.get(&param.name).copied().unwrap_or(0);
         let step = StepNumbers {
@@ -286,6 +292,9 @@ impl Update<'_> {
             averaging_weight: self.averaging_weight,
             rounding_seed: u64::from_le_bytes(std::array::from_fn(|i| key[i])),
         };
-        self.rule.scalars(self.groups.of(param.role), &step)
+        let rule = self.rules.of(param.role);
+        let mut scalars = rule.scalars(self.groups.of(param.role), &step);
+        scalars.weight_decay *= self.weight_decay;
+        (rule, scalars)
     }
 }

@@ -1,6 +1,6 @@
 //! Hand-derived values, the torch fixtures' twin is in `tests/parity.rs`; ranges and equations.
 
-use super::{Decay, Schedule, ScheduleConfig};
+use super::{BatchRamp, Decay, Phase, PhaseMode, Schedule, ScheduleConfig};
 use proptest::prelude::*;
 
 fn schedule(decay: Decay, warmup_steps: u64, steps: u64) -> Schedule {
@@ -107,4 +107,88 @@ fn averaging_weights_are_shares_of_squared_largest_rates() {
         }
     }
     assert!((schedule(Decay::Constant, 2, 100).averaging_weight(2) - 1.0 / 2.25).abs() < 1e-15);
+}
+
+/// As [`check`], for a schedule that was made otherwise.
+#[track_caller]
+fn check_values(schedule: &Schedule, expected: &[(u64, f64)]) {
+    for &(step, value) in expected {
+        let found = schedule.multiplier(step);
+        assert!((found - value).abs() < 1e-15, "step {step}: {found}, expected {value}");
+    }
+}
+
+#[test]
+fn the_inverse_root_needs_no_end() {
+    check(
+        Decay::InverseSqrt,
+        &[(0, 0.1), (9, 1.0), (10, (10.0_f64 / 11.0).sqrt()), (39, 0.5), (999, 0.1)],
+    );
+    let cold = schedule(Decay::InverseSqrt, 0, 100);
+    check_values(&cold, &[(0, 1.0), (3, 0.5), (99, 0.1)]);
+}
+
+#[test]
+fn phases_are_the_hand_derived_ones() {
+    let phase = |from_step, mode, rewarm_steps| Phase { from_step, mode, rewarm_steps };
+    let linear = schedule(Decay::Linear { final_ratio: 0.0 }, 10, 110);
+    // t = step - 50 and T = 60: the line from 10 to 60.
+    let fresh = linear.with_phase(phase(50, PhaseMode::Fresh, 0)).unwrap();
+    check_values(&fresh, &[(49, 0.61), (50, 0.1), (59, 1.0), (60, 1.0), (85, 0.5), (109, 0.02)]);
+    // t = step - 30 and T = 80: 20 at step 50, so 60 of 70 are left.
+    let rewound = linear.with_phase(phase(50, PhaseMode::Rewind { to_step: 20 }, 0)).unwrap();
+    check_values(&rewound, &[(50, 60.0 / 70.0), (75, 35.0 / 70.0), (109, 1.0 / 70.0), (110, 0.0)]);
+    let rewarmed = linear.with_phase(phase(50, PhaseMode::Continue, 4)).unwrap();
+    check_values(&rewarmed, &[(49, 0.61), (50, 0.25 * 0.6), (52, 0.75 * 0.58), (53, 0.57)]);
+    let wsd = schedule(Decay::Wsd { cooldown_fraction: 0.2, final_ratio: 0.0 }, 0, 100);
+    let fresh = wsd.with_phase(phase(60, PhaseMode::Fresh, 0)).unwrap();
+    // The cooldown takes 8 of the 40 steps.
+    check_values(&fresh, &[(91, 1.0), (92, 1.0), (94, 0.5), (98, 1.0 - 0.75_f64.sqrt())]);
+    assert_eq!(fresh.averaging_weight(60), 1.0);
+    assert_eq!(fresh.averaging_weight(63), 0.25);
+    assert_eq!(fresh.averaging_weight(59), 1.0 / 60.0);
+}
+
+#[test]
+fn a_phase_outside_of_the_run_is_refused() {
+    let linear = schedule(Decay::Linear { final_ratio: 0.0 }, 10, 100);
+    let text = |from_step, mode| {
+        let phase = Phase { from_step, mode, rewarm_steps: 0 };
+        linear.with_phase(phase).unwrap_err().to_string()
+    };
+    assert!(text(20, PhaseMode::Rewind { to_step: 30 }).contains("does not hold: 30, 20, 100"));
+    assert!(text(101, PhaseMode::Continue).contains("does not hold: 0, 101, 100"));
+    assert!(text(95, PhaseMode::Fresh).contains("10 + 0 > 5"));
+}
+
+#[test]
+fn by_tokens_smaller_steps_advance_less() {
+    // 1, 2, 3, 4 micro-batches and so on: 0, 1, 3, 6, 10 before; T = (6 + 16 * 4) / 4 = 17.5.
+    let ramp = BatchRamp::new(1, 4, 3).unwrap();
+    assert_eq!((0..5).map(|step| ramp.before(step)).collect::<Vec<_>>(), [0, 1, 3, 6, 10]);
+    let linear = Schedule::new(
+        ScheduleConfig { lr: 2.0, warmup_steps: 1, decay: Decay::Linear { final_ratio: 0.0 } },
+        19,
+    );
+    let linear = linear.unwrap().by_tokens(ramp);
+    let left = |quarters: f64| (17.5 - quarters / 4.0) / 16.5;
+    check_values(&linear, &[(0, 0.25), (1, 0.75), (2, 1.0), (3, left(6.0)), (4, left(10.0))]);
+    check_values(&linear, &[(18, left(66.0)), (19, 0.0)]);
+    // Squares 1/16, 9/16, 1, 1.
+    assert_eq!(linear.averaging_weight(0), 1.0);
+    assert!((linear.averaging_weight(1) - 0.9).abs() < 1e-15);
+    assert!((linear.averaging_weight(3) - 1.0 / 2.625).abs() < 1e-15);
+}
+
+#[test]
+fn by_tokens_without_a_ramp_is_by_steps() {
+    for decay in [Decay::Cosine { final_ratio: 0.1 }, Decay::InverseSqrt] {
+        let by_steps = schedule(decay, 10, 100);
+        let by_tokens = by_steps.by_tokens(BatchRamp::constant(3));
+        for step in 0..110 {
+            assert_eq!(by_tokens.multiplier(step), by_steps.multiplier(step), "step {step}");
+            let error = by_tokens.averaging_weight(step) - by_steps.averaging_weight(step);
+            assert!(error.abs() < 1e-15, "step {step}: {error}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use crate::growth::ligo::{Learned, Learning, NOISE, learn};
 use crate::growth::shape::{with_layers, with_widths};
 use crate::growth::start::grown_source;
 use crate::growth::{Parts, Steps, StoredModel, explain, grow, states, writing};
-use crate::recipe::rule_of;
+use crate::recipe::rules_of;
 use crate::signals::StopRequest;
 
 /// The most tokens of a sequence that the certificate compares, and the most sequences.
@@ -62,8 +62,8 @@ impl Grow {
         let plan = config::load(&self.config, &overrides)?;
         let growth = plan.init.growth.unwrap_or(GrowthPlan::DEFAULT);
         let open = || StoredModel::open(&self.source);
-        let (source, rule) = (open()?, rule_of(&plan)?);
-        states::check(&source, &rule, &growth).map_err(Error::from)?;
+        let (source, rules) = (open()?, rules_of(&plan)?);
+        states::check(&source, &rules, &growth).map_err(Error::from)?;
         let mut spent = source.checkpoint().map_or((0, 0), |checkpoint| {
             (checkpoint.run_state().num_tokens, checkpoint.run_state().total_flops)
         });
@@ -82,7 +82,7 @@ impl Grow {
         }
         let Some(folder) = &self.out else { return Ok(()) };
         let files = tokenizer_files(&source);
-        let checkpoint = writing::write(&*grown, (&plan, &rule), spent, (folder, files))?;
+        let checkpoint = writing::write(&*grown, (&plan, &rules), spent, (folder, files))?;
         let certificate = self.certificate((&source, &*grown), (&plan, growth), &checkpoint)?;
         let path = folder.join("growth.json");
         let text = serde_json::to_string_pretty(&certificate)?;

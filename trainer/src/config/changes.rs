@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
 use super::layers::flatten;
-use super::plan::{Plan, Schedule};
+use super::plan::{OnChange, Plan};
 
 /// Keys and tables that may change over a resume: where results go, how often things are reported,
 /// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
 /// until they are added here.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: &[&str] = &[
     "device",
     "run.dir",
     "memory.",
@@ -18,7 +18,9 @@ const HARMLESS: [&str; 9] = [
     "eval.",
     "checkpoint.",
     "metrics.",
+    "profile.",
     "sample.",
+    "optim.on_change",
     "derived.",
 ];
 
@@ -28,7 +30,11 @@ impl Plan {
     ///
     /// `self` is the plan of the checkpoint, `other` the plan of the resuming run. A change of
     /// `run.steps` counts unless both schedules are constant, since every other shape depends on it.
-    pub fn meaning_changes(&self, other: &Self) -> Vec<String> {
+    ///
+    /// With `optim.on_change = "reset"` in `other`, its `[optim]` may be another; and `[schedule]`,
+    /// `run.steps` and `optim.lr` if the checkpoint, after `step` steps, is where its
+    /// `schedule.from_step` begins.
+    pub fn meaning_changes(&self, other: &Self, step: u64) -> Vec<String> {
         let (before, after) = (self.settings(), other.settings());
         let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let shown = |side: &BTreeMap<String, Value>, key: &str| match side.get(key) {
@@ -36,13 +42,24 @@ impl Plan {
             Some(Value::Float(float)) => format!("{float:?}"),
             Some(other) => other.to_string(),
         };
-        let is_constant = |plan: &Self| matches!(plan.schedule, Schedule::Constant { .. });
+        let is_constant = |plan: &Self| plan.schedule.is_endless();
         let steps_are_harmless = is_constant(self) && is_constant(other);
         keys.into_iter()
             .filter(|key| before.get(*key) != after.get(*key) && !is_harmless(key))
             .filter(|key| !(steps_are_harmless && *key == "run.steps"))
+            .filter(|key| !other.allows_change(key, step))
             .map(|key| format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)))
             .collect()
+    }
+
+    /// Whether this plan, of a run that resumes after `step` steps, says that a key may change.
+    fn allows_change(&self, key: &str, step: u64) -> bool {
+        if self.optim.on_change == OnChange::Reset && key.starts_with("optim.") {
+            return true;
+        }
+        let is_next_phase = self.schedule.from_step == Some(step);
+        let of_phase = key.starts_with("schedule.") || key == "run.steps" || key == "optim.lr";
+        is_next_phase && of_phase
     }
 
     fn settings(&self) -> BTreeMap<String, Value> {

@@ -64,6 +64,10 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
         Kind::Pair => value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_number)),
+        Kind::Range => {
+            let is_count = |value: &Value| value.as_integer().is_some_and(|integer| integer >= 0);
+            value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_count))
+        }
         Kind::Flag => value.is_bool(),
         Kind::Text => value.is_str(),
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
@@ -90,6 +94,7 @@ pub(super) fn type_name(kind: Kind) -> String {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
         Kind::Pair => "an array of two finite numbers".to_owned(),
+        Kind::Range => "an array of two integers of at least 0".to_owned(),
         Kind::Flag => "true or false".to_owned(),
         Kind::Text => "a string".to_owned(),
         Kind::InputPath => "the path of a file".to_owned(),
@@ -190,6 +195,29 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let own = word("schedule.kind", super::Schedule::DEFAULT_KIND);
             let because = format!("schedule.kind = {own:?}");
             blocked(kinds.contains(&own), "schedule.kind", because)
+        }
+        Applies::Parametrization(wanted) => {
+            let own = word("model.parametrization", "standard");
+            let because = format!("model.parametrization = {own:?}");
+            blocked(wanted.contains(&own), "model.parametrization", because)
+        }
+        Applies::Mode(wanted) => {
+            let own = word("schedule.mode", "continue");
+            blocked(own == wanted, "schedule.mode", format!("schedule.mode = {own:?}"))
+        }
+        Applies::Phase => {
+            let set = settings.by_path.contains_key("schedule.from_step");
+            let because = "schedule.from_step is not set".to_owned();
+            blocked(set, "schedule.from_step", because)
+        }
+        Applies::DecayShape => {
+            let own = word("schedule.weight_decay", "constant");
+            let because = format!("schedule.weight_decay = {own:?}");
+            blocked(own != "constant", "schedule.weight_decay", because)
+        }
+        Applies::Ramp => {
+            let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
+            blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
         }
         Applies::Validation => {
             let keys = ["data.validation_fraction", "data.validation_tokens"];

@@ -109,12 +109,14 @@ pub enum ConfigError {
     },
     /// There are ranks without work.
     #[error(
-        "batch.micro_batches = {micro_batches} is fewer than the {ranks} ranks, so that some would \
-         have no work; use at most {micro_batches} ranks, or set batch.micro_batches to {ranks} or \
-         more (a multiple of the ranks wastes nothing)"
+        "{key} = {micro_batches} is fewer than the {ranks} ranks, so that some would have no work; \
+         use at most {micro_batches} ranks, or set {key} to {ranks} or more (a multiple of the \
+         ranks wastes nothing)"
     )]
     Ranks {
-        /// Micro-batches in a step, over all ranks.
+        /// `batch.micro_batches`, or `batch.ramp_from` where a ramp starts with fewer.
+        key: &'static str,
+        /// Micro-batches in the smallest step, over all ranks.
         micro_batches: u64,
         /// Ranks of the run; above 0.
         ranks: u64,

@@ -32,10 +32,11 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DepthGrowth, Derived, Device,
-    EvalPlan, Group, GroupPlan, GrowthPlan, Home, InitPlan, InitScheme, MemoryPlan, MetricsPlan,
-    MomentGrowth, OptimPlan, ParallelPlan, Phase, Plan, Recompute, Reduction, ResidualGrowth, Rule,
-    RunPlan, SamplePlan, Schedule, StagePlan, StageSchedule, StateDtype, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, DepthGrowth, Derived,
+    Device, EvalPlan, Group, GroupPlan, GrowthPlan, Home, InitPlan, InitScheme, MemoryPlan,
+    MetricsPlan, MomentGrowth, OnChange, OptimPlan, ParallelPlan, PhaseMode, Plan, Probe,
+    ProfilePlan, Recompute, Reduction, ResidualGrowth, Rule, RuleName, RunPlan, SamplePlan,
+    Schedule, SchedulePlan, ScheduleUnit, StagePlan, StateDtype, Tokenizer, Validation,
     WidthGrowth,
 };
 use run_config::RunConfig;

@@ -3,6 +3,7 @@
 
 mod init;
 mod optim;
+mod schedule;
 
 use std::path::PathBuf;
 
@@ -12,10 +13,11 @@ use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
 pub use init::{
-    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, Phase, ResidualGrowth, StagePlan,
-    StageSchedule, WidthGrowth,
+    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, ResidualGrowth, StagePlan,
+    WidthGrowth,
 };
-pub use optim::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
+pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
+pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,7 +41,7 @@ pub struct Plan {
     /// The update rule.
     pub optim: OptimPlan,
     /// The learning rate over the steps.
-    pub schedule: Schedule,
+    pub schedule: SchedulePlan,
     /// What to trade for memory.
     pub memory: MemoryPlan,
     /// How ranks share the work.
@@ -51,15 +53,15 @@ pub struct Plan {
     pub checkpoint: CheckpointPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
+    /// Which steps are traced.
+    #[serde(default)]
+    pub profile: ProfilePlan,
     /// The text drawn at the end of the run; none if not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<SamplePlan>,
     /// The stages in which the model grows, in order; `model` is the one before them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<StagePlan>,
-    /// Where the schedule takes up anew in this stage of the run, if it does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub phase: Option<Phase>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }
@@ -87,9 +89,12 @@ impl Plan {
     /// [`ConfigError::ShardDegree`] if shard groups do not fill the ranks.
     pub fn check_ranks(&self, ranks: usize) -> Result<(), ConfigError> {
         assert!(ranks > 0, "a run has at least one rank");
-        let micro_batches = self.batch.micro_batches;
+        let (key, micro_batches) = match self.batch.ramp_from {
+            Some(first) => ("batch.ramp_from", first),
+            None => ("batch.micro_batches", self.batch.micro_batches),
+        };
         if micro_batches < ranks as u64 {
-            return Err(ConfigError::Ranks { micro_batches, ranks: ranks as u64 });
+            return Err(ConfigError::Ranks { key, micro_batches, ranks: ranks as u64 });
         }
         let shard_degree = self.parallel.shard_degree;
         if shard_degree > 0 && !ranks.is_multiple_of(shard_degree) {
@@ -189,6 +194,29 @@ pub struct BatchPlan {
     pub micro_batch_size: usize,
     /// Micro-batches of one step, over all ranks.
     pub micro_batches: u64,
+    /// Steps of a ramp from `ramp_from` to `micro_batches`; 0 for none.
+    #[serde(default)]
+    pub ramp_steps: u64,
+    /// Micro-batches of the ramp's first step; none without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp_from: Option<u64>,
+}
+
+impl BatchPlan {
+    /// Tokens that the ramp leaves out of `steps` full steps.
+    pub(in crate::config) fn left_out(&self, steps: u64) -> u64 {
+        let missing = (0..steps.min(self.ramp_steps))
+            .map(|step| self.micro_batches.saturating_sub(self.ramp().count(step)));
+        let tokens = (self.sequence_length as u64).saturating_mul(self.micro_batch_size as u64);
+        missing.sum::<u64>().saturating_mul(tokens)
+    }
+
+    /// Micro-batches of every step.
+    pub fn ramp(&self) -> grove_optim::BatchRamp {
+        let first = self.ramp_from.unwrap_or(self.micro_batches);
+        grove_optim::BatchRamp::new(first, self.micro_batches, self.ramp_steps)
+            .expect("a plan's ramp was checked when it was resolved")
+    }
 }
 
 /// `[memory]`.
@@ -298,6 +326,21 @@ pub struct MetricsPlan {
     pub peak_tflops: f64,
 }
 
+/// `[profile]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfilePlan {
+    /// The first and the last step that are traced; both 0 for none.
+    pub steps: [u64; 2],
+}
+
+impl ProfilePlan {
+    /// Whether `step` is traced.
+    pub fn covers(&self, step: u64) -> bool {
+        let [first, last] = self.steps;
+        step > 0 && (first..=last).contains(&step)
+    }
+}
+
 /// `[sample]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SamplePlan {
@@ -317,7 +360,7 @@ pub struct SamplePlan {
 pub struct Derived {
     /// `sequence_length * micro_batch_size * micro_batches`.
     pub tokens_per_step: u64,
-    /// `tokens_per_step * steps`.
+    /// `tokens_per_step * steps`, less what a ramp leaves out.
     pub total_tokens: u64,
     /// Trained parameters; a tied head counts once.
     pub num_parameters: u64,

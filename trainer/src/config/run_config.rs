@@ -9,8 +9,11 @@ use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::stages::{InitTable, StageTable};
-use super::{Backend, Device, Home, Recompute, Reduction, StateDtype, Tokenizer};
-use crate::model::config::Precision;
+use super::{
+    Backend, DecayShape, Device, Home, OnChange, PhaseMode, Probe, Recompute, Reduction, RuleName,
+    ScheduleUnit, StateDtype, Tokenizer,
+};
+use crate::model::config::{Parametrization, Precision};
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -48,6 +51,8 @@ pub(super) struct RunConfig {
     pub(super) checkpoint: CheckpointTable,
     #[serde(default)]
     pub(super) metrics: MetricsTable,
+    #[serde(default)]
+    pub(super) profile: ProfileTable,
     #[serde(default)]
     pub(super) sample: SampleTable,
 }
@@ -110,6 +115,10 @@ pub(super) struct ModelTable {
     pub(super) _activation_function: Option<String>,
     pub(super) tie_word_embeddings: Option<bool>,
     pub(super) initializer_range: Option<f64>,
+    pub(super) parametrization: Option<Parametrization>,
+    pub(super) base_hidden_size: Option<usize>,
+    pub(super) base_head_dim: Option<usize>,
+    pub(super) base_num_hidden_layers: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -135,6 +144,8 @@ pub(super) struct BatchTable {
     pub(super) sequence_length: usize,
     pub(super) micro_batch_size: usize,
     pub(super) micro_batches: u64,
+    pub(super) ramp_steps: Option<u64>,
+    pub(super) ramp_from: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -147,19 +158,13 @@ pub(super) struct OptimTable {
     pub(super) state_dtype: Option<StateDtype>,
     pub(super) weight_decay: Option<f64>,
     pub(super) clip_norm: Option<f64>,
+    pub(super) gamma: Option<f64>,
+    pub(super) hessian_every: Option<u64>,
+    pub(super) hessian_clip_norm: Option<f64>,
+    pub(super) probe: Option<Probe>,
+    pub(super) on_change: Option<OnChange>,
     #[serde(default)]
     pub(super) groups: GroupTables,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum RuleName {
-    AdamW,
-    Lion,
-    #[serde(rename = "adamw_8bit")]
-    AdamW8bit,
-    #[serde(rename = "lion_8bit")]
-    Lion8bit,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -175,6 +180,7 @@ pub(super) struct GroupTables {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GroupTable {
+    pub(super) rule: Option<RuleName>,
     pub(super) lr_multiplier: Option<f64>,
     pub(super) weight_decay_multiplier: Option<f64>,
 }
@@ -186,14 +192,22 @@ pub(super) struct ScheduleTable {
     pub(super) warmup_steps: Option<u64>,
     pub(super) final_ratio: Option<f64>,
     pub(super) cooldown_fraction: Option<f64>,
+    pub(super) by: Option<ScheduleUnit>,
+    pub(super) mode: Option<PhaseMode>,
+    pub(super) from_step: Option<u64>,
+    pub(super) rewind_to: Option<u64>,
+    pub(super) rewarm_steps: Option<u64>,
+    pub(super) weight_decay: Option<DecayShape>,
+    pub(super) weight_decay_final_ratio: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum ScheduleName {
     Constant,
     Cosine,
     Linear,
+    InverseSqrt,
     Wsd,
 }
 
@@ -239,6 +253,12 @@ pub(super) struct MetricsTable {
     pub(super) log_every: Option<u64>,
     pub(super) tensorboard: Option<bool>,
     pub(super) peak_tflops: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ProfileTable {
+    pub(super) steps: Option<[u64; 2]>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -9,6 +9,8 @@ pub(super) enum Kind {
     Number,
     /// Two finite numbers.
     Pair,
+    /// Two integers of at least 0.
+    Range,
     /// True or false.
     Flag,
     /// Any string.
@@ -40,6 +42,16 @@ pub(super) enum Applies {
     Sampling,
     /// With samples drawn at random, not by the largest logit.
     RandomSampling,
+    /// With one of these `model.parametrization`s.
+    Parametrization(&'static [&'static str]),
+    /// With this `schedule.mode`.
+    Mode(&'static str),
+    /// With `schedule.from_step`.
+    Phase,
+    /// With a weight decay that changes over the steps.
+    DecayShape,
+    /// With `batch.ramp_steps` above 0.
+    Ramp,
     /// Where the model has biases.
     Biases,
     /// Where the head is a parameter of its own.
@@ -87,12 +99,20 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, Family, From, OwnHead, RandomSampling, Rule, Sampling, Schedule, Validation,
+    Biases, Decay, DecayShape, Family, From, Mode, OwnHead, Parametrization, Phase, Ramp,
+    RandomSampling, Rule, Sampling, Schedule, Validation,
 };
-use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Stages, Text, Tokenizer};
+use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Text, Tokenizer};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
+const SCALED: Applies = Parametrization(&["mup", "complete_p"]);
+/// The rules whose epsilon counts.
+const WITH_EPS: Applies = Rule(&["adamw", "adamw_8bit", "sophia_g", "sophia_h", "schedule_free"]);
+const SOPHIA: Applies = Rule(&["sophia_g", "sophia_h"]);
+/// The rules that a group may have for itself.
+const RULES: &[&str] =
+    &["adamw", "lion", "adamw_8bit", "lion_8bit", "sophia_g", "sophia_h", "schedule_free"];
 
 /// Every key, in the order of `configs/reference.toml`.
 #[rustfmt::skip]
@@ -125,6 +145,10 @@ pub(super) const KEYS: &[Key] = &[
     key("model.activation_function", OneOf(&["gelu_new"]), "the MLP's activation").only(GPT2),
     key("model.tie_word_embeddings", Flag, "whether the head is the embedding"),
     key("model.initializer_range", Number, "the standard deviation of the initial weights"),
+    key("model.parametrization", OneOf(&["standard", "mup", "complete_p"]), "how init, updates and multipliers depend on the size").only(LLAMA),
+    key("model.base_hidden_size", Count, "the width that the hyper-parameters were tuned at").only(LLAMA).and(SCALED),
+    key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
+    key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
 
     key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero"]), "how initial weights are drawn"),
     key("init.from", InputPath, "the folder of a model to start from"),
@@ -144,29 +168,48 @@ pub(super) const KEYS: &[Key] = &[
     key("batch.sequence_length", Count, "the tokens of one sequence").required(),
     key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
     key("batch.micro_batches", Count, "the micro-batches of one step, over all ranks").required(),
+    key("batch.ramp_steps", Count, "the steps over which the micro-batches grow, 0 for none"),
+    key("batch.ramp_from", Count, "the micro-batches of the first step").only(Ramp),
 
-    key("optim.rule", OneOf(&["adamw", "lion", "adamw_8bit", "lion_8bit"]), "the update rule"),
+    key("optim.rule", OneOf(RULES), "the update rule"),
     key("optim.lr", Number, "the peak learning rate"),
     key("optim.betas", Pair, "the two decay rates of the moments"),
-    key("optim.eps", Number, "the epsilon in the denominator").only(Rule(&["adamw", "adamw_8bit"])),
+    key("optim.eps", Number, "the epsilon in the denominator").only(WITH_EPS),
+    key("optim.gamma", Number, "how much curvature a full step takes").only(SOPHIA),
+    key("optim.hessian_every", Count, "the steps between two estimates of the curvature").only(SOPHIA),
+    key("optim.hessian_clip_norm", Number, "the largest norm of the sampled gradient, 0 for no clipping").only(Rule(&["sophia_g"])),
+    key("optim.probe", OneOf(&["rademacher", "gaussian"]), "the distribution of the random direction").only(Rule(&["sophia_h"])),
     key("optim.state_dtype", OneOf(&["master", "bf16"]), "how the optimizer's state is stored").only(Rule(&["adamw", "lion"])),
     key("optim.weight_decay", Number, "the decoupled weight decay"),
     key("optim.clip_norm", Number, "the largest global gradient norm, 0 for no clipping"),
+    key("optim.on_change", OneOf(&["refuse", "reset"]), "what a resume with another rule does"),
+    key("optim.groups.matrix.rule", OneOf(RULES), "the group's own update rule"),
     key("optim.groups.matrix.lr_multiplier", Number, "a factor on lr"),
     key("optim.groups.matrix.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
+    key("optim.groups.embedding.rule", OneOf(RULES), "the group's own update rule"),
     key("optim.groups.embedding.lr_multiplier", Number, "a factor on lr"),
     key("optim.groups.embedding.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
+    key("optim.groups.norm.rule", OneOf(RULES), "the group's own update rule"),
     key("optim.groups.norm.lr_multiplier", Number, "a factor on lr"),
     key("optim.groups.norm.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),
+    key("optim.groups.bias.rule", OneOf(RULES), "the group's own update rule").only(Biases),
     key("optim.groups.bias.lr_multiplier", Number, "a factor on lr").only(Biases),
     key("optim.groups.bias.weight_decay_multiplier", Number, "a factor on weight_decay").only(Biases).and(Decay),
+    key("optim.groups.head.rule", OneOf(RULES), "the group's own update rule").only(OwnHead),
     key("optim.groups.head.lr_multiplier", Number, "a factor on lr").only(OwnHead),
     key("optim.groups.head.weight_decay_multiplier", Number, "a factor on weight_decay").only(OwnHead).and(Decay),
 
-    key("schedule.kind", OneOf(&["constant", "cosine", "linear", "wsd"]), "the shape after the warm-up"),
+    key("schedule.kind", OneOf(&["constant", "cosine", "linear", "inverse_sqrt", "wsd"]), "the shape after the warm-up"),
     key("schedule.warmup_steps", Count, "the steps of linear warm-up"),
     key("schedule.final_ratio", Number, "the factor that the decay approaches").only(Schedule(&["cosine", "linear", "wsd"])),
     key("schedule.cooldown_fraction", Number, "the part of the run that cools down").only(Schedule(&["wsd"])),
+    key("schedule.by", OneOf(&["steps", "tokens"]), "what places in the schedule are counted by"),
+    key("schedule.mode", OneOf(&["continue", "fresh", "rewind"]), "how the schedule goes on from from_step"),
+    key("schedule.from_step", Count, "the first step of the last phase, from 0"),
+    key("schedule.rewind_to", Count, "the step whose place in the schedule the phase starts at").only(Phase).and(Mode("rewind")),
+    key("schedule.rewarm_steps", Count, "the steps of a re-warm-up from from_step on").only(Phase),
+    key("schedule.weight_decay", OneOf(&["constant", "linear", "cosine"]), "the shape of the weight decay").only(Decay),
+    key("schedule.weight_decay_final_ratio", Number, "the factor that the weight decay approaches").only(DecayShape),
 
     key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),
     key("memory.logits_rows", Count, "the rows of the head computed at once, 0 to have it chosen"),
@@ -191,6 +234,8 @@ pub(super) const KEYS: &[Key] = &[
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),
     key("metrics.peak_tflops", Number, "the peak of one rank, 0 to have it measured"),
+
+    key("profile.steps", Range, "the first and the last step that are traced, [0, 0] for none"),
 
     key("sample.tokens", Count, "the tokens of one sample, 0 for none"),
     key("sample.prompt", Text, "the text that a sample continues").only(Sampling),

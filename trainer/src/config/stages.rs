@@ -10,7 +10,7 @@ use super::check::{mismatch, type_name};
 use super::error::ConfigError;
 use super::layers::{described, flatten};
 use super::schema::{self, Kind};
-use super::{DepthGrowth, InitScheme, MomentGrowth, ResidualGrowth, StageSchedule, WidthGrowth};
+use super::{DepthGrowth, InitScheme, MomentGrowth, PhaseMode, ResidualGrowth, WidthGrowth};
 
 /// The keys that a stage has of its own.
 const OWN: [(&str, Kind); 2] =
@@ -37,7 +37,7 @@ pub(super) struct GrowthTable {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(super) struct StageTable {
     pub(super) at_step: u64,
-    pub(super) schedule: Option<StageSchedule>,
+    pub(super) schedule: Option<PhaseMode>,
     #[serde(default)]
     pub(super) model: Table,
     #[serde(flatten)]

@@ -137,6 +137,9 @@ pub fn problems(source: &ModelConfig, target: &ModelConfig, plan: &GrowthPlan) -
     {
         problems.push(Problem::RopeTheta { target, found });
     }
+    if old.head_dim == new.head_dim && old.scaling != new.scaling {
+        problems.push(Problem::Multipliers);
+    }
     if !old.tied && new.tied {
         problems.push(Problem::Tied);
     }

@@ -78,6 +78,12 @@ pub enum Problem {
         /// The source's.
         found: usize,
     },
+    /// A parametrization whose multipliers change with the size.
+    #[error(
+        "model.parametrization scales logits, branches or attention by other factors at the new size, \
+         which growth does not undo in the weights; use \"standard\", or the source's sizes"
+    )]
+    Multipliers,
     /// Other rotary frequencies.
     #[error("model.rope_theta = {target:?}, but the source's is {found:?}; keep it")]
     RopeTheta {

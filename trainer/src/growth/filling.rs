@@ -1,7 +1,7 @@
 //! A grown model into the buffers of a run: each rank computes the parameters that it owns a part
 //! of, from the same files by the same map, so that no bit depends on ranks or stages.
 
-use grove_optim::Rule;
+use grove_optim::Rules;
 
 use super::anatomy::Anatomy;
 use super::parts::{Parts, Plane, param_value};
@@ -12,7 +12,7 @@ use crate::state::RunState;
 /// tokens and FLOPs are the caller's to set before.
 ///
 /// Panics if the model's parameters are not the state's.
-pub fn fill(state: &mut RunState, rule: &Rule, model: &dyn Parts) {
+pub fn fill(state: &mut RunState, rules: &Rules, model: &dyn Parts) {
     let anatomy = Anatomy::new(model.config());
     let mut params = anatomy.params().iter();
     for unit in &state.units {
@@ -25,7 +25,7 @@ pub fn fill(state: &mut RunState, rule: &Rule, model: &dyn Parts) {
             }
             let kind = unit.masters.kind();
             let weight = param_value(model, assembly, Plane::Weight).to_kind(kind).reshape([-1]);
-            let states = encoded(model, assembly, rule, kind);
+            let states = encoded(model, assembly, rules, kind);
             for segment in owned() {
                 let len = segment.range.len() as i64;
                 let values = weight.narrow(0, segment.param_range.start as i64, len);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use grove_optim::Rule;
+use grove_optim::Rules;
 
 use super::compose::{grow, problems};
 use super::error::Error as GrowthError;
@@ -30,7 +30,7 @@ const AS_IT_IS: GrowthPlan = GrowthPlan { moments: MomentGrowth::Fresh, ..Growth
 pub fn start(
     plan: &Plan,
     compute: &Compute,
-    (state, rule): (&mut RunState, &Rule),
+    (state, rules): (&mut RunState, &Rules),
 ) -> Result<(), Error> {
     let Some(from) = &plan.init.from else {
         let units = state.units.iter_mut().map(|unit| &mut unit.spec);
@@ -46,13 +46,13 @@ pub fn start(
     if plan.init.growth.is_none() {
         refuse_another(&source, plan, from)?;
     }
-    states::check(&source, rule, &growth)?;
+    states::check(&source, rules, &growth)?;
     if let (Some(checkpoint), true) = (source.checkpoint(), plan.init.growth.is_some()) {
         let saved = checkpoint.run_state();
         (state.num_tokens, state.flops) = (saved.num_tokens, saved.total_flops);
     }
     let model = grown_source(Box::new(source), plan, (from, &growth))?;
-    fill(state, rule, &*model);
+    fill(state, rules, &*model);
     Ok(())
 }
 
@@ -80,7 +80,7 @@ pub fn grown_source<'a>(
 /// If the checkpoint cannot be read or the optimizer's state not be taken over.
 pub fn enter_stages(
     entered: &[StagePlan],
-    (state, rule): (&mut RunState, &Rule),
+    (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
     seed: u64,
 ) -> Result<(), Error> {
@@ -92,7 +92,7 @@ pub fn enter_stages(
         let name = format!("the model of step {}", stage.at_step);
         model = grow(model, &stage.model, &stage.growth, (&name, seed))?;
     }
-    fill(state, rule, &*model);
+    fill(state, rules, &*model);
     Ok(())
 }
 

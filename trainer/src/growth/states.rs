@@ -1,6 +1,8 @@
 //! The optimizer's state of a grown parameter in the forms that a rule stores.
 
-use grove_optim::{QUANTIZED_BLOCK_ELEMENTS, Rule, Start, StateKind, StateSpec, Storage};
+use std::collections::BTreeSet;
+
+use grove_optim::{QUANTIZED_BLOCK_ELEMENTS, Role, Rules, Start, StateKind, StateSpec, Storage};
 use tch::{Kind, Tensor};
 
 use super::anatomy::Assembly;
@@ -15,15 +17,16 @@ use crate::state::storage_dtype;
 ///
 /// # Errors
 /// [`Error::States`].
-pub fn check(source: &StoredModel, rule: &Rule, plan: &GrowthPlan) -> Result<(), Error> {
+pub fn check(source: &StoredModel, rules: &Rules, plan: &GrowthPlan) -> Result<(), Error> {
     let found = source.states();
     if plan.moments == MomentGrowth::Fresh || found.is_empty() {
         return Ok(());
     }
     // As many elements as any rule quantizes.
     let is_value = |spec: &&StateSpec| spec.storage != Storage::BlockScale;
-    let expected: Vec<StateKind> =
-        rule.state_specs(usize::MAX).iter().filter(is_value).map(|spec| spec.kind).collect();
+    let roles = [Role::Matrix, Role::Embedding, Role::Norm, Role::Bias, Role::Head];
+    let specs = roles.iter().flat_map(|&role| rules.of(role).state_specs(usize::MAX));
+    let expected: BTreeSet<StateKind> = specs.filter(is_value).map(|spec| spec.kind).collect();
     if expected.iter().all(|kind| found.contains(kind)) {
         return Ok(());
     }
@@ -40,14 +43,14 @@ pub fn check(source: &StoredModel, rule: &Rule, plan: &GrowthPlan) -> Result<(),
 pub fn encoded(
     model: &dyn Parts,
     assembly: &Assembly,
-    rule: &Rule,
+    rules: &Rules,
     accumulation: Kind,
 ) -> Vec<(StateSpec, Tensor)> {
     let numel = assembly.spec.shape.iter().product::<i64>() as usize;
     let known = model.states();
     let mut scales = None;
     let mut states = Vec::new();
-    for &spec in rule.state_specs(numel) {
+    for &spec in rules.of(assembly.spec.role).state_specs(numel) {
         let dtype = storage_dtype(spec.storage, accumulation);
         let flat = match spec.storage {
             Storage::BlockScale => Option::take(&mut scales).expect("scales follow their codes"),

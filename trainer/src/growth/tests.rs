@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 use super::*;
 use crate::config::{DepthGrowth, GrowthPlan, ResidualGrowth, WidthGrowth};
-use crate::model::config::{Gpt2Config, LlamaConfig, ModelConfig};
+use crate::model::config::{Gpt2Config, LlamaConfig, ModelConfig, Parametrization};
 use crate::model::plain::{NamedWeights, PlainModel};
 
 /// An epsilon large enough that a wrong one shows.
@@ -33,6 +33,10 @@ fn llama(kv_heads: usize, tied: bool) -> ModelConfig {
         rope_theta: 10_000.0,
         tie_word_embeddings: tied,
         initializer_range: 0.1,
+        parametrization: Parametrization::Standard,
+        base_hidden_size: None,
+        base_head_dim: None,
+        base_num_hidden_layers: None,
     })
 }
 

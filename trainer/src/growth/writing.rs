@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use grove_optim::{Rule, Storage};
+use grove_optim::{Rules, Storage};
 use tch::{Kind, Tensor};
 
 use super::anatomy::{Anatomy, Assembly};
@@ -21,7 +21,7 @@ use crate::kernel::view;
 /// If it cannot be written.
 pub fn write(
     model: &dyn Parts,
-    (plan, rule): (&Plan, &Rule),
+    (plan, rules): (&Plan, &Rules),
     (num_tokens, total_flops): (u64, u128),
     (out, extra_files): (&Path, Vec<ExtraFile<'_>>),
 ) -> Result<PathBuf, Error> {
@@ -37,7 +37,7 @@ pub fn write(
         let value = param_value(model, assembly, Plane::Weight).to_kind(accumulation);
         weights.push(record(&assembly.spec.name, shape(assembly), &value.to_kind(working)));
         masters.push(record(&assembly.spec.name, shape(assembly), &value));
-        for (spec, flat) in encoded(model, assembly, rule, accumulation) {
+        for (spec, flat) in encoded(model, assembly, rules, accumulation) {
             let name = format!("{}/{}", spec.kind.name(), assembly.spec.name);
             let shape = match spec.storage {
                 Storage::BlockScale => vec![flat.numel()],

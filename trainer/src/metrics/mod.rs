@@ -17,6 +17,7 @@ mod sinks;
 mod tensorboard;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use energy::EnergyMeter;
 pub use error::Error;
@@ -29,3 +30,4 @@ pub use record::{
 };
 pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;
+pub use trace::{Span, Trace, UnitSeconds};

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use grove_parallel::collective::{OperationTotals, StepTotals};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::trace::UnitSeconds;
+
 /// A part of a step whose time is measured on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -82,6 +84,9 @@ pub struct StepRecord {
     pub peak_memory_bytes: u64,
     /// Energy of this step in joules; `None` where it cannot be measured.
     pub energy_joules: Option<f64>,
+    /// Seconds of each phase in each unit, on this rank; only of steps that are profiled.
+    #[serde(default, skip_serializing_if = "UnitSeconds::is_empty")]
+    pub unit_seconds: UnitSeconds,
     /// What this rank has exchanged with others since the last record.
     #[serde(default)]
     pub communication: Communication,

@@ -40,6 +40,7 @@ fn step_record(step: u64) -> StepRecord {
         mfu: 0.371,
         step_seconds: 0.2,
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
+        unit_seconds: UnitSeconds::new(),
         peak_memory_bytes: 1_288_490_189,
         energy_joules: Some(12.5),
         communication: Communication {

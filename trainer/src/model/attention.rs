@@ -1,4 +1,4 @@
-//! Causal grouped-query attention, `softmax(q k^T / sqrt(H) + mask) v` (Vaswani et al. 2017,
+//! Causal grouped-query attention, `softmax(scale q k^T + mask) v`, scale `1 / sqrt(H)` (Vaswani et al. 2017,
 //! arXiv:1706.03762, eq. 1; grouped: Ainslie et al. 2023, arXiv:2305.13245), forward and backward.
 //!
 //! Three ways to the same formula: this crate's CPU kernel (bf16, f32), libtorch's fused kernels
@@ -25,6 +25,8 @@ pub struct Attention {
     pub num_kv_heads: i64,
     /// Elements of a head.
     pub head_dim: i64,
+    /// The factor on scores: `1 / sqrt(H)`, unless the parametrization has another.
+    pub scale: f64,
 }
 
 /// What the backward needs besides q, k and v.
@@ -52,6 +54,7 @@ impl Attention {
             num_heads: spec.num_heads as i64,
             num_kv_heads: spec.num_kv_heads as i64,
             head_dim: spec.head_dim as i64,
+            scale: spec.scaling.attention,
         }
     }
 
@@ -140,7 +143,7 @@ impl Attention {
             num_heads: self.num_heads as usize,
             num_kv_heads: self.num_kv_heads as usize,
             head_dim: self.head_dim as usize,
-            scale: self.scale() as f32,
+            scale: self.scale as f32,
             window: None,
         }
     }
@@ -157,7 +160,7 @@ impl Attention {
         let d_v = probabilities.transpose(2, 3).to_kind(v.kind()).matmul(&d_out);
         let d_probabilities = d_out.matmul(&self.spread(&v).transpose(2, 3));
         let delta = (&d_out * &out).sum_dim_intlist([-1i64].as_slice(), true, d_out.kind());
-        let d_scores = (probabilities * (d_probabilities - delta)).to_kind(q.kind()) * self.scale();
+        let d_scores = (probabilities * (d_probabilities - delta)).to_kind(q.kind()) * self.scale;
         let d_q = d_scores.matmul(&self.spread(&k));
         let d_k = d_scores.transpose(2, 3).matmul(&q);
         self.fuse([&d_q, &self.gather(&d_k), &self.gather(&d_v)])
@@ -170,7 +173,7 @@ impl Attention {
         let grouped = self.num_heads != self.num_kv_heads;
         let mask = None::<&Tensor>;
         let result = tch::with_grad(|| {
-            Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, true, self.scale(), grouped)
+            Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, true, self.scale, grouped)
         });
         let out = self.merge(&result.detach());
         AttentionOutput { out, saved: Saved::Graph { inputs, result } }
@@ -182,10 +185,6 @@ impl Attention {
         let pairing = tch::with_grad(|| (result * d_out).sum(Kind::Float));
         let grads = Tensor::run_backward(&[pairing], inputs, false, false);
         self.fuse([&grads[0], &grads[1], &grads[2]])
-    }
-
-    fn scale(&self) -> f64 {
-        1.0 / (self.head_dim as f64).sqrt()
     }
 
     /// q `[B, N, S, H]`, k and v `[B, K, S, H]` as views of a fused `qkv`.
@@ -200,7 +199,7 @@ impl Attention {
 
     /// Masked, scaled scores `[B, N, S, S]`, at least f32.
     fn scores(&self, q: &Tensor, k: &Tensor) -> Tensor {
-        let scores = q.matmul(&self.spread(k).transpose(2, 3)) * self.scale();
+        let scores = q.matmul(&self.spread(k).transpose(2, 3)) * self.scale;
         let kind = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let s = self.sequence_length;
         let future = Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1);

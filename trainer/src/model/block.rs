@@ -42,6 +42,8 @@ pub struct Block {
     pub down: Projection,
     /// The activation between.
     pub mlp: Mlp,
+    /// The factor on what attention and the feed-forward part add to the residual stream.
+    pub residual: f64,
 }
 
 /// What one micro-batch brings to every block.
@@ -107,7 +109,7 @@ impl Block {
     ) -> (Tensor, Saved) {
         let mut inner = self.inner(pass, weights, &x);
         let act = inner.act.as_ref().expect("just computed");
-        let y = self.down.forward_add(pass.compute, weights, act, &inner.x2);
+        let y = self.add(&self.down, (pass.compute, weights), act, &inner.x2);
         if recompute == Recompute::Elementwise {
             (inner.h_attention, inner.h_mlp, inner.act) = (None, None, None);
         }
@@ -133,6 +135,25 @@ impl Block {
         self.backward_attention(pass, (weights, grads), (&x, inner), &dx2)
     }
 
+    /// `stream + residual * projection(x)`.
+    fn add(
+        &self,
+        projection: &Projection,
+        (compute, weights): (&Compute, &Weights<'_>),
+        x: &Tensor,
+        stream: &Tensor,
+    ) -> Tensor {
+        if self.residual == 1.0 {
+            return projection.forward_add(compute, weights, x, stream);
+        }
+        stream + projection.forward(compute, weights, x) * self.residual
+    }
+
+    /// A gradient of the residual stream as what a layer added sees it.
+    fn scaled(&self, gradient: &Tensor) -> Tensor {
+        if self.residual == 1.0 { gradient.shallow_clone() } else { gradient * self.residual }
+    }
+
     fn backward_mlp(
         &self,
         compute: &Compute,
@@ -143,7 +164,7 @@ impl Block {
         let params = (weights, grads);
         let act = inner.act.take();
         let act = act.unwrap_or_else(|| activation::forward(compute, self.mlp, &inner.up));
-        let d_act = self.down.backward(compute, params, &act, dy);
+        let d_act = self.down.backward(compute, params, &act, &self.scaled(dy));
         drop(act);
         let d_up = activation::backward(compute, self.mlp, &inner.up, &d_act);
         drop(d_act);
@@ -162,7 +183,9 @@ impl Block {
         dx2: &Tensor,
     ) -> Tensor {
         let compute = pass.compute;
-        let d_out = self.output.backward(compute, params, &inner.attention.out, dx2);
+        let d_sum = self.scaled(dx2);
+        let d_out = self.output.backward(compute, params, &inner.attention.out, &d_sum);
+        drop(d_sum);
         let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
         if let Some(rotary) = pass.rotary {
@@ -183,7 +206,7 @@ impl Block {
             rotary.turn(compute, &mut qkv, pass.attention.sequence_length, Turn::Forward);
         }
         let attention = pass.attention.forward(compute, &qkv);
-        let x2 = self.output.forward_add(compute, weights, &attention.out, x);
+        let x2 = self.add(&self.output, (compute, weights), &attention.out, x);
         let (h_mlp, statistics_mlp) = self.norm_mlp.forward(compute, weights, &x2);
         let up = self.up.forward(compute, weights, &h_mlp);
         let act = activation::forward(compute, self.mlp, &up);

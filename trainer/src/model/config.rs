@@ -9,6 +9,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use super::scaling::{Parametrization, Scaling};
 pub use spec::{DecoderSpec, Mlp, NormKind, Position};
 
 /// Why a model configuration was refused.
@@ -119,6 +120,18 @@ pub struct LlamaConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// How initial values, updates and multipliers depend on the size.
+    #[serde(default)]
+    pub parametrization: Parametrization,
+    /// Width of the model that the hyper-parameters were tuned at; none where it does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_hidden_size: Option<usize>,
+    /// Width of a head there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_head_dim: Option<usize>,
+    /// Number of blocks there; none where it does not count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_num_hidden_layers: Option<usize>,
 }
 
 /// A GPT-2 decoder: LayerNorm, learned positions, GELU (tanh form), biases, tied head.
@@ -204,8 +217,25 @@ impl LlamaConfig {
             mlp: Mlp::SwiGlu,
             bias: false,
             tied: self.tie_word_embeddings,
+            scaling: self.scaling(),
+            writer_layers: self.base_num_hidden_layers.unwrap_or(self.num_hidden_layers),
             max_positions: self.max_position_embeddings,
             initializer_range: self.initializer_range,
+        }
+    }
+
+    /// The size relative to the base: 1 in all that the parametrization does not count.
+    fn scaling(&self) -> Scaling {
+        let standard = Scaling::standard(self.head_dim);
+        if self.parametrization == Parametrization::Standard {
+            return standard;
+        }
+        let relative = |own: usize, base: Option<usize>| own as f64 / base.unwrap_or(own) as f64;
+        let base_head_dim = self.base_head_dim.unwrap_or(self.head_dim) as f64;
+        Scaling {
+            width: relative(self.hidden_size, self.base_hidden_size),
+            depth: relative(self.num_hidden_layers, self.base_num_hidden_layers),
+            attention: base_head_dim.sqrt() / self.head_dim as f64,
         }
     }
 
@@ -222,6 +252,13 @@ impl LlamaConfig {
             ("max_position_embeddings", self.max_position_embeddings),
         ] {
             found.extend(not_positive(key, value as f64, value));
+        }
+        for (key, value) in [
+            ("base_hidden_size", self.base_hidden_size),
+            ("base_head_dim", self.base_head_dim),
+            ("base_num_hidden_layers", self.base_num_hidden_layers),
+        ] {
+            found.extend(value.and_then(|value| not_positive(key, value as f64, value)));
         }
         for (key, value) in [
             ("rms_norm_eps", self.rms_norm_eps),
@@ -269,6 +306,8 @@ impl Gpt2Config {
             mlp: Mlp::Gelu,
             bias: true,
             tied: true,
+            scaling: Scaling::standard(self.n_embd / self.n_head.max(1)),
+            writer_layers: self.n_layer,
             max_positions: self.n_positions,
             initializer_range: self.initializer_range,
         }

@@ -57,6 +57,7 @@ impl Decoder {
             norm: norm(NormIndex { weight: 0, bias }),
             output,
             rows: options.logits_rows as i64,
+            multiplier: spec.scaling.logits(),
         };
         let block = Block {
             norm_attention: norm(block.norm_attention),
@@ -66,6 +67,7 @@ impl Decoder {
             up: block.up,
             down: block.down,
             mlp: spec.mlp,
+            residual: spec.scaling.residual(),
         };
         Self { block, head, recompute: options.recompute, rotary, units, spec }
     }

@@ -4,7 +4,8 @@
 use tch::{Kind, Tensor};
 
 use super::compute::{Compute, per_element};
-use super::norm::Norm;
+use super::draw::labels;
+use super::norm::{Norm, NormStatistics};
 use super::units::{Orientation, Projection};
 use super::views::{Accumulate, Grads, Weights};
 use crate::kernel::{cross_entropy as kernel, view};
@@ -18,6 +19,8 @@ pub struct Head {
     pub output: Projection,
     /// Rows of logits held at once.
     pub rows: i64,
+    /// The factor on the logits.
+    pub multiplier: f64,
 }
 
 /// Where the head's parameters are: the norm's unit, and the unit that holds the output matrix
@@ -56,7 +59,7 @@ impl Head {
         x: &Tensor,
         targets: &Tensor,
     ) -> Tensor {
-        let (h, _) = self.norm.forward(compute, &weights.norm, x);
+        let (h, _) = self.scaled_norm(compute, weights, x);
         let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
         for (h, targets) in self.chunks(&h).zip(self.chunks(targets)) {
             let mut logits = self.output.forward(compute, &weights.output, &h);
@@ -66,28 +69,34 @@ impl Head {
     }
 
     /// The summed cross-entropy and the gradient of `x`; adds the head's own gradients to `grads`.
+    /// With `draws`, uniform numbers, against labels drawn by them from the model's predictions.
     ///
     /// # Shapes
-    /// - `x`: `[N, D]`, `targets`: `[N]` i64; returns a scalar f64 on the device and `[N, D]`
+    /// - `x`: `[N, D]`, `targets`: `[N]` i64, `draws`: `[N]` f64; returns a scalar f64 on the device and `[N, D]`
     pub fn loss_and_backward(
         &self,
         compute: &Compute,
         (weights, grads): (&HeadWeights<'_>, &HeadGrads<'_>),
         x: &Tensor,
-        targets: &Tensor,
+        (targets, draws): (&Tensor, Option<&Tensor>),
     ) -> (Tensor, Tensor) {
-        let (h, statistics) = self.norm.forward(compute, &weights.norm, x);
+        let (h, statistics) = self.scaled_norm(compute, weights, x);
         let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
         let dh = h.empty_like();
         let mut output_grads = grads.output;
+        let mut draws = draws.map(|draws| self.chunks(draws));
         for ((h, targets), mut dh) in
             self.chunks(&h).zip(self.chunks(targets)).zip(self.chunks(&dh))
         {
             let mut logits = self.output.forward(compute, &weights.output, &h);
+            let drawn = draws.as_mut().and_then(Iterator::next);
+            let drawn = drawn.map(|draws| labels(compute, &logits, &targets, &draws));
+            let targets = drawn.unwrap_or(targets);
             sum += loss_and_grad(compute, &mut logits, &targets);
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
             output_grads.accumulate = Accumulate::Add;
         }
+        let dh = if self.multiplier == 1.0 { dh } else { dh * self.multiplier };
         let params = (&weights.norm, &grads.norm);
         (sum, self.norm.backward(compute, params, (x, &statistics), &dh, None))
     }
@@ -97,8 +106,20 @@ impl Head {
     /// # Shapes
     /// - `x`: `[N, D]`; returns `[N, V]` in the compute dtype
     pub fn logits(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
-        let (h, _) = self.norm.forward(compute, &weights.norm, x);
+        let (h, _) = self.scaled_norm(compute, weights, x);
         self.output.forward(compute, &weights.output, &h)
+    }
+
+    /// The normed `x` with the factor on the logits, which the product is linear in.
+    fn scaled_norm(
+        &self,
+        compute: &Compute,
+        weights: &HeadWeights<'_>,
+        x: &Tensor,
+    ) -> (Tensor, NormStatistics) {
+        let (h, statistics) = self.norm.forward(compute, &weights.norm, x);
+        let h = if self.multiplier == 1.0 { h } else { h * self.multiplier };
+        (h, statistics)
     }
 
     /// Views of `rows` rows each, the last one perhaps shorter.

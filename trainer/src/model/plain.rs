@@ -49,7 +49,7 @@ impl PlainModel {
         let bias = (self.spec.norm == NormKind::Layer).then_some(1);
         let h = self.norm(&named, NormIndex { weight: 0, bias }, &x);
         let output = if self.spec.tied { table } else { named.get(unit.params.len() - 1) };
-        h.matmul(&output.tr())
+        (h * self.spec.scaling.logits()).matmul(&output.tr())
     }
 
     /// The summed cross-entropy of `tokens[:, 1..]` given what precedes each.
@@ -73,7 +73,8 @@ impl PlainModel {
     fn block(&self, named: &Named<'_>, x: &Tensor) -> Tensor {
         let h = self.norm(named, self.block.norm_attention, x);
         let qkv = named.project(&self.block.qkv, &h);
-        let x = x + named.project(&self.block.output, &self.attention(&qkv));
+        let residual = self.spec.scaling.residual();
+        let x = x + named.project(&self.block.output, &self.attention(&qkv)) * residual;
         let h = self.norm(named, self.block.norm_mlp, &x);
         let up = named.project(&self.block.up, &h);
         let act = match self.spec.mlp {
@@ -83,7 +84,7 @@ impl PlainModel {
             }
             Mlp::Gelu => up.gelu("tanh"),
         };
-        x + named.project(&self.block.down, &act)
+        x + named.project(&self.block.down, &act) * residual
     }
 
     fn norm(&self, named: &Named<'_>, index: NormIndex, x: &Tensor) -> Tensor {
@@ -108,8 +109,7 @@ impl PlainModel {
             (q, keys) = (rotate(&q, theta), rotate(&keys, theta));
         }
         let spread = |t: &Tensor| t.repeat_interleave_self_int(n / k, 1, None);
-        let scale = (self.spec.head_dim as f64).sqrt();
-        let scores = q.matmul(&spread(&keys).transpose(2, 3)) / scale;
+        let scores = q.matmul(&spread(&keys).transpose(2, 3)) * self.spec.scaling.attention;
         let future = Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1);
         let weights = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, q.kind());
         weights.matmul(&spread(&values)).transpose(1, 2).reshape([b, s, -1])

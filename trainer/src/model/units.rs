@@ -165,17 +165,18 @@ impl Builder {
 /// Standard deviations of ordinary matrices and of those that write to the residual stream.
 ///
 /// Writers are divided by `sqrt(2 L)`, so that the stream's variance does not grow with depth
-/// (Radford et al. 2019, section 2.3).
+/// (Radford et al. 2019, section 2.3); `L` is the base's depth where the parametrization has one.
 fn deviations(spec: &DecoderSpec) -> (Init, Init) {
-    let std = spec.initializer_range;
-    (Init::Normal(std), Init::Normal(std / (2.0 * spec.num_layers as f64).sqrt()))
+    let std = spec.initializer_range * spec.scaling.matrix_std();
+    (Init::Normal(std), Init::Normal(std / (2.0 * spec.writer_layers as f64).sqrt()))
 }
 
 fn llama(spec: &DecoderSpec) -> UnitMap {
     let (plain, writer) = deviations(spec);
+    let table = Init::Normal(spec.initializer_range);
     let (d, v) = (spec.hidden_size as i64, spec.vocab_size as i64);
     let mut embedding = Builder::new("model.");
-    embedding.add("embed_tokens.weight", &[v, d], Role::Embedding, plain);
+    embedding.add("embed_tokens.weight", &[v, d], Role::Embedding, table);
     let mut units = vec![embedding.finish_in_parts("embedding")];
     let mut block = None;
     for layer in 0..spec.num_layers {
@@ -186,7 +187,7 @@ fn llama(spec: &DecoderSpec) -> UnitMap {
     let mut head = Builder::new("");
     head.norm("model.norm", spec);
     if !spec.tied {
-        head.add("lm_head.weight", &[v, d], Role::Head, plain);
+        head.add("lm_head.weight", &[v, d], Role::Head, table);
     }
     units.push(head.finish_in_parts("head"));
     UnitMap { units, block: block.expect("the config refuses a model without layers") }

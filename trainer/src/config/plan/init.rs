@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, GroupPlan, Plan};
+use super::{Group, GroupPlan, PhaseMode, Plan};
 use crate::model::config::ModelConfig;
 
 /// `[init]`.
@@ -139,34 +139,13 @@ impl GrowthPlan {
 pub struct StagePlan {
     /// The last step of the smaller model; above 0 and below `run.steps`.
     pub at_step: u64,
-    /// How the schedule goes on.
-    pub schedule: StageSchedule,
+    /// How the schedule goes on; rewound, from the end of its warm-up.
+    pub schedule: PhaseMode,
     /// How the model is grown.
     #[serde(flatten)]
     pub growth: GrowthPlan,
     /// What it becomes.
     pub model: ModelConfig,
-}
-
-/// How a schedule goes on when the model has grown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StageSchedule {
-    /// As if nothing had happened.
-    Continue,
-    /// Anew, warm-up included, over the steps that are left.
-    Fresh,
-    /// From the end of the warm-up, over the steps that are left.
-    Rewind,
-}
-
-/// Where a schedule takes up anew, within a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Phase {
-    /// Steps done before it.
-    pub from_step: u64,
-    /// How it goes on.
-    pub schedule: StageSchedule,
 }
 
 impl Plan {
@@ -186,13 +165,6 @@ impl Plan {
         self.growth.get(stage).map_or(self.run.steps, |next| next.at_step)
     }
 
-    /// Where the schedule of a stage was last taken up anew.
-    fn phase_of(&self, stage: usize) -> Option<Phase> {
-        let mut entered = self.growth[..stage].iter().rev();
-        let anew = entered.find(|stage| stage.schedule != StageSchedule::Continue);
-        anew.map(|stage| Phase { from_step: stage.at_step, schedule: stage.schedule })
-    }
-
     /// The plan with the model of a stage; stage 0 is the plan itself.
     #[must_use]
     pub fn at_stage(&self, stage: usize) -> Self {
@@ -201,7 +173,13 @@ impl Plan {
             return plan;
         };
         plan.model = entered.model.clone();
-        plan.phase = self.phase_of(stage);
+        let anew = self.growth[..stage].iter().rfind(|s| s.schedule != PhaseMode::Continue);
+        if let Some(anew) = anew {
+            let rewinds = anew.schedule == PhaseMode::Rewind;
+            plan.schedule.mode = anew.schedule;
+            plan.schedule.from_step = Some(anew.at_step);
+            plan.schedule.rewind_to = rewinds.then(|| plan.schedule.shape.warmup_steps());
+        }
         let spec = plan.model.spec();
         plan.derived.num_parameters = spec.num_parameters();
         plan.derived.flops_per_token = spec.flops_per_token(plan.batch.sequence_length);
@@ -209,7 +187,7 @@ impl Plan {
             // A head that became its own in this run.
             let decays = plan.optim.weight_decay > 0.0;
             let weight_decay_multiplier = decays.then_some(1.0);
-            let own = GroupPlan { lr_multiplier: 1.0, weight_decay_multiplier };
+            let own = GroupPlan { rule: None, lr_multiplier: 1.0, weight_decay_multiplier };
             plan.optim.groups.entry(Group::Head).or_insert(own);
         }
         plan

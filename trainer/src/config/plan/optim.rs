@@ -1,4 +1,4 @@
-//! The optimizer's and the schedule's part of a plan.
+//! The optimizer's part of a plan.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,9 @@ pub struct OptimPlan {
     pub weight_decay: f64,
     /// The largest global L2 norm of the gradient; 0 for no clipping.
     pub clip_norm: f64,
+    /// What a resume does with the state of another rule.
+    #[serde(default)]
+    pub on_change: OnChange,
     /// The groups of parameters that the model has.
     pub groups: BTreeMap<Group, GroupPlan>,
 }
@@ -23,6 +26,20 @@ pub struct OptimPlan {
 impl OptimPlan {
     /// The rule of a file that names none.
     pub(in crate::config) const DEFAULT_RULE: &'static str = "adamw";
+
+    /// Whether the state of a run of this plan goes on in a run of another: the same rules, and
+    /// stored alike.
+    pub fn keeps_state_of(&self, other: &Self) -> bool {
+        let dtype = |rule: &Rule| match *rule {
+            Rule::AdamW { state_dtype, .. } | Rule::Lion { state_dtype, .. } => state_dtype,
+            _ => StateDtype::Master,
+        };
+        let rules = |plan: &Self| -> Vec<(Group, RuleName)> {
+            let own = plan.rule.name();
+            plan.groups.iter().map(|(group, plan)| (*group, plan.rule.unwrap_or(own))).collect()
+        };
+        rules(self) == rules(other) && dtype(&self.rule) == dtype(&other.rule)
+    }
 }
 
 /// An update rule.
@@ -59,6 +76,144 @@ pub enum Rule {
         /// As Lion's.
         betas: [f64; 2],
     },
+    /// Sophia with the Gauss-Newton-Bartlett estimate; Liu et al. 2023, arXiv:2305.14342.
+    #[serde(rename = "sophia_g")]
+    SophiaG {
+        /// Decay rates of the momentum, a step, and of the curvature, an estimate.
+        betas: [f64; 2],
+        /// The least denominator.
+        eps: f64,
+        /// How much curvature a full step takes.
+        gamma: f64,
+        /// Steps between two estimates.
+        hessian_every: u64,
+        /// The largest norm of the sampled gradient before it is squared; 0 for no clipping.
+        hessian_clip_norm: f64,
+    },
+    /// Sophia with Hutchinson's estimate.
+    #[serde(rename = "sophia_h")]
+    SophiaH {
+        /// As `SophiaG`'s.
+        betas: [f64; 2],
+        /// As `SophiaG`'s.
+        eps: f64,
+        /// As `SophiaG`'s.
+        gamma: f64,
+        /// As `SophiaG`'s.
+        hessian_every: u64,
+        /// The distribution of the random direction.
+        probe: Probe,
+    },
+    /// Schedule-free `AdamW`; Defazio et al. 2024, arXiv:2405.15682.
+    #[serde(rename = "schedule_free")]
+    ScheduleFree {
+        /// Interpolation between iterate and average, and decay rate of the second moment.
+        betas: [f64; 2],
+        /// As `AdamW`'s.
+        eps: f64,
+    },
+}
+
+/// The name of an update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuleName {
+    /// [`Rule::AdamW`].
+    AdamW,
+    /// [`Rule::Lion`].
+    Lion,
+    /// [`Rule::AdamW8bit`].
+    #[serde(rename = "adamw_8bit")]
+    AdamW8bit,
+    /// [`Rule::Lion8bit`].
+    #[serde(rename = "lion_8bit")]
+    Lion8bit,
+    /// [`Rule::SophiaG`].
+    #[serde(rename = "sophia_g")]
+    SophiaG,
+    /// [`Rule::SophiaH`].
+    #[serde(rename = "sophia_h")]
+    SophiaH,
+    /// [`Rule::ScheduleFree`].
+    #[serde(rename = "schedule_free")]
+    ScheduleFree,
+}
+
+impl RuleName {
+    /// The rule with the numbers of its literature: what a file that sets none gets, and a group
+    /// with a rule of its own.
+    pub fn usual(self) -> Rule {
+        let state_dtype = StateDtype::Master;
+        let sophia = ([0.965, 0.99], 1e-12, 10);
+        match self {
+            Self::AdamW => Rule::AdamW { betas: [0.9, 0.95], eps: 1e-8, state_dtype },
+            Self::Lion => Rule::Lion { betas: [0.95, 0.98], state_dtype },
+            Self::AdamW8bit => Rule::AdamW8bit { betas: [0.9, 0.95], eps: 1e-8 },
+            Self::Lion8bit => Rule::Lion8bit { betas: [0.95, 0.98] },
+            Self::SophiaG => {
+                let (betas, eps, hessian_every) = sophia;
+                let (gamma, hessian_clip_norm) = (0.05, 0.0);
+                Rule::SophiaG { betas, eps, gamma, hessian_every, hessian_clip_norm }
+            }
+            Self::SophiaH => {
+                let (betas, eps, hessian_every) = sophia;
+                let (gamma, probe) = (0.01, Probe::Rademacher);
+                Rule::SophiaH { betas, eps, gamma, hessian_every, probe }
+            }
+            Self::ScheduleFree => Rule::ScheduleFree { betas: [0.9, 0.999], eps: 1e-8 },
+        }
+    }
+
+    /// The learning rate and the weight decay of a file that sets none.
+    ///
+    /// Lion's are a third of `AdamW`'s learning rate and three times its decay, so that their
+    /// product stays (Chen et al. 2023, arXiv:2302.06675, section 5); schedule-free's rate is its
+    /// package's; Sophia's decay is that of its authors' runs.
+    pub fn usual_lr_and_decay(self) -> (f64, f64) {
+        match self {
+            Self::AdamW | Self::AdamW8bit => (3e-4, 0.1),
+            Self::Lion | Self::Lion8bit => (1e-4, 0.3),
+            Self::SophiaG | Self::SophiaH => (3e-4, 0.2),
+            Self::ScheduleFree => (2.5e-3, 0.1),
+        }
+    }
+}
+
+impl Rule {
+    /// Its name.
+    pub fn name(&self) -> RuleName {
+        match self {
+            Self::AdamW { .. } => RuleName::AdamW,
+            Self::Lion { .. } => RuleName::Lion,
+            Self::AdamW8bit { .. } => RuleName::AdamW8bit,
+            Self::Lion8bit { .. } => RuleName::Lion8bit,
+            Self::SophiaG { .. } => RuleName::SophiaG,
+            Self::SophiaH { .. } => RuleName::SophiaH,
+            Self::ScheduleFree { .. } => RuleName::ScheduleFree,
+        }
+    }
+}
+
+/// The distribution of the random direction of Hutchinson's estimate; both have mean 0 and
+/// covariance 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Probe {
+    /// 1 or -1 with equal probability: the estimate of least variance.
+    Rademacher,
+    /// Normal, as in Sophia's paper.
+    Gaussian,
+}
+
+/// What a resume does with the optimizer's state where the rule is another one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnChange {
+    /// Refuses to go on.
+    #[default]
+    Refuse,
+    /// Starts with new state from the weights of the checkpoint.
+    Reset,
 }
 
 /// How an optimizer's state is stored.
@@ -90,59 +245,13 @@ pub enum Group {
 /// `[optim.groups.<group>]`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct GroupPlan {
+    /// A rule of its own with the numbers of [`RuleName::usual`]; none for that of the run, with
+    /// the run's numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleName>,
     /// Factor on `optim.lr`.
     pub lr_multiplier: f64,
     /// Factor on `optim.weight_decay`; left out of TOML where that is 0, as it has no effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weight_decay_multiplier: Option<f64>,
-}
-
-/// `[schedule]`: a linear warm-up, then one of these shapes, as a factor on `optim.lr`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Schedule {
-    /// 1 to the end.
-    Constant {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-    },
-    /// Half a cosine from 1 to `final_ratio`; Loshchilov and Hutter 2017, arXiv:1608.03983.
-    Cosine {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-        /// The factor that the decay approaches: it is reached right after the last step.
-        final_ratio: f64,
-    },
-    /// A straight line from 1 to `final_ratio`; Bergsma et al. 2025, arXiv:2502.15938.
-    Linear {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-        /// The factor that the decay approaches: it is reached right after the last step.
-        final_ratio: f64,
-    },
-    /// 1, then a cooldown to `final_ratio`; Hu et al. 2024, arXiv:2404.06395; Haegele et al. 2024,
-    /// arXiv:2405.18392.
-    Wsd {
-        /// Steps of warm-up.
-        warmup_steps: u64,
-        /// The factor that the decay approaches: it is reached right after the last step.
-        final_ratio: f64,
-        /// The part of all steps that the cooldown takes; [`Derived::cooldown_steps`] of them.
-        cooldown_fraction: f64,
-    },
-}
-
-impl Schedule {
-    /// The shape of a file that names none.
-    pub(in crate::config) const DEFAULT_KIND: &'static str = "cosine";
-
-    /// Steps of linear warm-up.
-    pub fn warmup_steps(&self) -> u64 {
-        match *self {
-            Self::Constant { warmup_steps }
-            | Self::Cosine { warmup_steps, .. }
-            | Self::Linear { warmup_steps, .. }
-            | Self::Wsd { warmup_steps, .. } => warmup_steps,
-        }
-    }
 }

@@ -3,8 +3,7 @@
 use toml::Value;
 
 use super::super::plan::{
-    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, StagePlan, StageSchedule,
-    WidthGrowth,
+    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, PhaseMode, StagePlan, WidthGrowth,
 };
 use super::super::run_config::{ModelTable, RunConfig};
 use super::super::stages::{GrowthTable, InitTable, StageTable};
@@ -125,7 +124,7 @@ fn stage_plan(
             return None;
         }
     };
-    let schedule = stage.schedule.unwrap_or(StageSchedule::Continue);
+    let schedule = stage.schedule.unwrap_or(PhaseMode::Continue);
     let model = model::resolve(&table, sequence_length, problems)?;
     Some(StagePlan { at_step: stage.at_step, schedule, growth, model })
 }

@@ -4,6 +4,7 @@
 mod init;
 mod model;
 mod optim;
+mod schedule;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use std::path::{Path, PathBuf};
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home,
-    MemoryPlan, MetricsPlan, ParallelPlan, Plan, Recompute, Reduction, RunPlan, SamplePlan,
-    Tokenizer, Validation,
+    MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan,
+    SamplePlan, Tokenizer, Validation,
 };
 use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
 use crate::model::config::{ModelConfig, Precision};
@@ -47,7 +48,9 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
     let data = data(config, &model, &mut problems);
     let steps = config.run.steps;
     problems.require(steps > 0, "run.steps", steps, "must be above 0", "train for 1 step or more");
-    let (schedule, cooldown_steps) = optim::schedule(&config.schedule, steps, &mut problems);
+    let decays = config.optim.weight_decay != Some(0.0);
+    let (schedule, cooldown_steps) =
+        schedule::resolve(&config.schedule, steps, decays, &mut problems);
     let plan = Plan {
         seed: config.seed.unwrap_or(1),
         precision: config.precision.unwrap_or(Precision::Bf16),
@@ -63,6 +66,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         }),
         checkpoint: checkpoint(config, &mut problems),
         metrics: metrics(config, &mut problems),
+        profile: profile(config, &mut problems),
         sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
         derived: Derived {
             num_parameters: spec.num_parameters(),
@@ -71,7 +75,6 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             ..tokens(&batch, steps, &mut problems)
         },
         init: init::resolve(&config.init, &mut problems),
-        phase: None,
         growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
         data,
@@ -138,10 +141,23 @@ fn batch(config: &RunConfig, problems: &mut Problems) -> BatchPlan {
     for (key, size) in sizes {
         problems.require(size > 0, key, size, "must be above 0", "use 1 or more");
     }
+    let ramp_steps = batch.ramp_steps.unwrap_or(0);
+    let ramp_from = (ramp_steps > 0).then(|| batch.ramp_from.unwrap_or(1));
+    if let Some(ramp_from) = ramp_from {
+        problems.require(
+            (1..=batch.micro_batches.max(1)).contains(&ramp_from),
+            "batch.ramp_from",
+            ramp_from,
+            format!("must be at least 1 and at most batch.micro_batches = {}", batch.micro_batches),
+            "use about a sixteenth of batch.micro_batches, and no fewer than there are ranks",
+        );
+    }
     BatchPlan {
         sequence_length: batch.sequence_length,
         micro_batch_size: batch.micro_batch_size,
         micro_batches: batch.micro_batches,
+        ramp_steps,
+        ramp_from,
     }
 }
 
@@ -150,7 +166,11 @@ fn tokens(batch: &BatchPlan, steps: u64, problems: &mut Problems) -> Derived {
     let per_step = (batch.sequence_length as u64)
         .checked_mul(batch.micro_batch_size as u64)
         .and_then(|tokens| tokens.checked_mul(batch.micro_batches));
-    let total = per_step.and_then(|tokens| tokens.checked_mul(steps));
+    let left_out = match problems.0.is_empty() {
+        true => batch.left_out(steps),
+        false => 0,
+    };
+    let total = per_step.and_then(|tokens| tokens.checked_mul(steps)?.checked_sub(left_out));
     let total = total.filter(|tokens| i64::try_from(*tokens).is_ok());
     problems.require(
         total.is_some(),
@@ -284,6 +304,19 @@ fn metrics(config: &RunConfig, problems: &mut Problems) -> MetricsPlan {
     let peak_tflops = table.peak_tflops.unwrap_or(0.0);
     problems.require_not_negative("metrics.peak_tflops", peak_tflops, "use 0 to have it measured");
     MetricsPlan { log_every, tensorboard: table.tensorboard.unwrap_or(true), peak_tflops }
+}
+
+fn profile(config: &RunConfig, problems: &mut Problems) -> ProfilePlan {
+    let [first, last] = config.profile.steps.unwrap_or([0, 0]);
+    let (none, steps) = ([first, last] == [0, 0], config.run.steps);
+    problems.require(
+        none || (1..=last).contains(&first) && last <= steps,
+        "profile.steps",
+        format!("[{first}, {last}]"),
+        format!("is not a range of steps in 1..={steps}"),
+        "name the first and the last step to trace, such as [10, 12], or [0, 0] for none",
+    );
+    ProfilePlan { steps: [first, last] }
 }
 
 fn sample(

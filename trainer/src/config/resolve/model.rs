@@ -4,7 +4,7 @@ use super::super::error::ConfigError;
 use super::super::run_config::{Family, ModelTable};
 use super::Problems;
 use crate::model::config::{
-    Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, default_head_dim,
+    Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, default_head_dim,
 };
 
 /// The model of a `[model]` table, or `None` if its sizes do not even determine one.
@@ -24,6 +24,7 @@ pub(super) fn resolve(
             return None;
         }
     };
+    check_base(table, problems);
     let found = model.problems();
     let is_sound = found.is_empty();
     problems.0.extend(found.into_iter().map(under_model));
@@ -56,6 +57,7 @@ fn llama(table: &ModelTable, sequence_length: usize) -> Result<ModelConfig, Mode
         Some(head_dim) => head_dim,
         None => default_head_dim(hidden_size, num_attention_heads)?,
     };
+    let scales = table.parametrization.unwrap_or_default() != Parametrization::Standard;
     Ok(ModelConfig::Llama(LlamaConfig {
         vocab_size: table.vocab_size,
         hidden_size,
@@ -69,7 +71,35 @@ fn llama(table: &ModelTable, sequence_length: usize) -> Result<ModelConfig, Mode
         rope_theta: table.rope_theta.unwrap_or(10_000.0),
         tie_word_embeddings: table.tie_word_embeddings.unwrap_or(false),
         initializer_range: table.initializer_range.unwrap_or(0.02),
+        parametrization: table.parametrization.unwrap_or_default(),
+        base_hidden_size: table.base_hidden_size,
+        base_head_dim: scales.then(|| table.base_head_dim.unwrap_or(head_dim)),
+        base_num_hidden_layers: table.base_num_hidden_layers,
     }))
+}
+
+/// Refuses a parametrization without the size that it is relative to.
+fn check_base(table: &ModelTable, problems: &mut Problems) {
+    let (needs, shown) = match table.parametrization.unwrap_or_default() {
+        Parametrization::Standard => return,
+        Parametrization::Mup => (&[("base_hidden_size", table.base_hidden_size)][..], "\"mup\""),
+        Parametrization::CompleteP => (
+            &[
+                ("base_hidden_size", table.base_hidden_size),
+                ("base_num_hidden_layers", table.base_num_hidden_layers),
+            ][..],
+            "\"complete_p\"",
+        ),
+    };
+    for (key, value) in needs {
+        problems.require(
+            value.is_some(),
+            "model.parametrization",
+            shown,
+            format!("needs model.{key}, of the model that the hyper-parameters were tuned at"),
+            format!("set model.{key}"),
+        );
+    }
 }
 
 fn gpt2(table: &ModelTable, sequence_length: usize) -> ModelConfig {

@@ -1,10 +1,10 @@
-//! The update rule with its groups, and the schedule.
+//! The update rule with its groups.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, Schedule, StateDtype};
-use super::super::run_config::{GroupTables, OptimTable, RuleName, ScheduleName, ScheduleTable};
+use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, RuleName};
+use super::super::run_config::{GroupTables, OptimTable};
 use super::{Problems, Shown};
 use crate::model::config::DecoderSpec;
 
@@ -12,50 +12,21 @@ use crate::model::config::DecoderSpec;
 const EPS: Range<f64> = 1e-30..1.0;
 
 /// The optimizer of an `[optim]` table, for the groups that the model has.
-///
-/// Lion's defaults are a third of AdamW's learning rate and three times its decay, so that their
-/// product stays (Chen et al. 2023, arXiv:2302.06675, section 5), with the betas of its language
-/// models (section 4.4).
 pub(super) fn resolve(
     table: &OptimTable,
     spec: &DecoderSpec,
     problems: &mut Problems,
 ) -> OptimPlan {
     let wanted = table.rule.unwrap_or(RuleName::AdamW);
-    let (default_betas, default_lr, default_decay) = match wanted {
-        RuleName::AdamW | RuleName::AdamW8bit => ([0.9, 0.95], 3e-4, 0.1),
-        RuleName::Lion | RuleName::Lion8bit => ([0.95, 0.98], 1e-4, 0.3),
-    };
-    let betas = table.betas.unwrap_or(default_betas);
-    let eps = table.eps.unwrap_or(1e-8);
-    problems.require(
-        EPS.contains(&eps),
-        "optim.eps",
-        Shown(eps),
-        format!("must be at least {:?} and below {:?}", EPS.start, EPS.end),
-        "use a small number such as 1e-8",
-    );
-    let state_dtype = table.state_dtype.unwrap_or(StateDtype::Master);
-    let rule = match wanted {
-        RuleName::AdamW => Rule::AdamW { betas, eps, state_dtype },
-        RuleName::Lion => Rule::Lion { betas, state_dtype },
-        RuleName::AdamW8bit => Rule::AdamW8bit { betas, eps },
-        RuleName::Lion8bit => Rule::Lion8bit { betas },
-    };
-    problems.require(
-        betas.iter().all(|beta| (0.0..1.0).contains(beta)),
-        "optim.betas",
-        format!("{betas:?}"),
-        "must both be at least 0 and below 1",
-        "use numbers such as [0.9, 0.95]",
-    );
+    let rule = rule(wanted, table, problems);
+    let (default_lr, default_decay) = wanted.usual_lr_and_decay();
     let lr = table.lr.unwrap_or(default_lr);
     problems.require_positive("optim.lr", lr, "use a number such as 3e-4");
     let weight_decay = table.weight_decay.unwrap_or(default_decay);
     problems.require_not_negative("optim.weight_decay", weight_decay, "use 0 for no decay");
     let clip_norm = table.clip_norm.unwrap_or(1.0);
     problems.require_not_negative("optim.clip_norm", clip_norm, "use 0 for no clipping");
-    let groups = groups(&table.groups, spec, weight_decay != 0.0, problems);
+    let groups = groups(&table.groups, (wanted, weight_decay != 0.0), spec, problems);
     for (group, plan) in &groups {
         let shrink = lr * plan.lr_multiplier;
         let shrink = shrink * weight_decay * plan.weight_decay_multiplier.unwrap_or(0.0);
@@ -71,13 +42,115 @@ pub(super) fn resolve(
             "make the product less than 1",
         );
     }
-    OptimPlan { rule, lr, weight_decay, clip_norm, groups }
+    one_estimate(wanted, &groups, problems);
+    let on_change = table.on_change.unwrap_or_default();
+    OptimPlan { rule, lr, weight_decay, clip_norm, on_change, groups }
+}
+
+/// The rule of a table: its literature's numbers, with those that the table has in their place.
+fn rule(wanted: RuleName, table: &OptimTable, problems: &mut Problems) -> Rule {
+    let mut rule = wanted.usual();
+    match &mut rule {
+        Rule::AdamW { betas, eps, state_dtype } => {
+            take(betas, table.betas);
+            take(eps, table.eps);
+            take(state_dtype, table.state_dtype);
+        }
+        Rule::Lion { betas, state_dtype } => {
+            take(betas, table.betas);
+            take(state_dtype, table.state_dtype);
+        }
+        Rule::AdamW8bit { betas, eps } | Rule::ScheduleFree { betas, eps } => {
+            take(betas, table.betas);
+            take(eps, table.eps);
+        }
+        Rule::Lion8bit { betas } => take(betas, table.betas),
+        Rule::SophiaG { betas, eps, gamma, hessian_every, hessian_clip_norm } => {
+            take(betas, table.betas);
+            take(eps, table.eps);
+            take(gamma, table.gamma);
+            take(hessian_every, table.hessian_every);
+            take(hessian_clip_norm, table.hessian_clip_norm);
+            let remedy = "use 0 for no clipping";
+            problems.require_not_negative("optim.hessian_clip_norm", *hessian_clip_norm, remedy);
+            check_sophia(*gamma, *hessian_every, problems);
+        }
+        Rule::SophiaH { betas, eps, gamma, hessian_every, probe } => {
+            take(betas, table.betas);
+            take(eps, table.eps);
+            take(gamma, table.gamma);
+            take(hessian_every, table.hessian_every);
+            take(probe, table.probe);
+            check_sophia(*gamma, *hessian_every, problems);
+        }
+    }
+    check_common(wanted, table, problems);
+    rule
+}
+
+/// Replaces a default by what the table has.
+fn take<T>(value: &mut T, written: Option<T>) {
+    if let Some(written) = written {
+        *value = written;
+    }
+}
+
+fn check_sophia(gamma: f64, hessian_every: u64, problems: &mut Problems) {
+    problems.require_positive("optim.gamma", gamma, "use a number such as 0.05");
+    let (key, remedy) = ("optim.hessian_every", "use 10 for one in ten steps");
+    problems.require(hessian_every > 0, key, hessian_every, "must be above 0", remedy);
+}
+
+fn check_common(wanted: RuleName, table: &OptimTable, problems: &mut Problems) {
+    if let Some(eps) = table.eps {
+        problems.require(
+            EPS.contains(&eps),
+            "optim.eps",
+            Shown(eps),
+            format!("must be at least {:?} and below {:?}", EPS.start, EPS.end),
+            "use a small number such as 1e-8",
+        );
+    }
+    let Some(betas) = table.betas else { return };
+    problems.require(
+        betas.iter().all(|beta| (0.0..1.0).contains(beta)),
+        "optim.betas",
+        format!("{betas:?}"),
+        "must both be at least 0 and below 1",
+        "use numbers such as [0.9, 0.95]",
+    );
+    problems.require(
+        wanted != RuleName::ScheduleFree || betas[0] > 0.0,
+        "optim.betas",
+        format!("{betas:?}"),
+        "must begin above 0 with optim.rule = \"schedule_free\", which divides by it",
+        "use numbers such as [0.9, 0.999]",
+    );
+}
+
+/// Refuses two ways to estimate the curvature in one run: each costs passes of its own.
+fn one_estimate(wanted: RuleName, groups: &BTreeMap<Group, GroupPlan>, problems: &mut Problems) {
+    let other = match wanted {
+        RuleName::SophiaH => RuleName::SophiaG,
+        _ => RuleName::SophiaH,
+    };
+    let used: Vec<RuleName> = groups.values().map(|plan| plan.rule.unwrap_or(wanted)).collect();
+    if !used.contains(&RuleName::SophiaG) || !used.contains(&RuleName::SophiaH) {
+        return;
+    }
+    let found = groups.iter().find(|(_, plan)| plan.rule == Some(other));
+    if let Some((group, _)) = found {
+        let key = format!("optim.groups.{}.rule", name(*group));
+        let found = if other == RuleName::SophiaH { "\"sophia_h\"" } else { "\"sophia_g\"" };
+        let problem = "is a second way to estimate the curvature in one run";
+        problems.require(false, &key, found, problem, "use the same for all groups");
+    }
 }
 
 fn groups(
     tables: &GroupTables,
+    (wanted, decays): (RuleName, bool),
     spec: &DecoderSpec,
-    decays: bool,
     problems: &mut Problems,
 ) -> BTreeMap<Group, GroupPlan> {
     let all = [
@@ -99,7 +172,8 @@ fn groups(
         problems.require_not_negative(&key("lr_multiplier"), lr_multiplier, remedy);
         problems.require_not_negative(&key("weight_decay_multiplier"), decay_multiplier, remedy);
         let weight_decay_multiplier = decays.then_some(decay_multiplier);
-        groups.insert(group, GroupPlan { lr_multiplier, weight_decay_multiplier });
+        let rule = table.rule.filter(|rule| *rule != wanted);
+        groups.insert(group, GroupPlan { rule, lr_multiplier, weight_decay_multiplier });
     }
     groups
 }
@@ -112,61 +186,4 @@ fn name(group: Group) -> &'static str {
         Group::Bias => "bias",
         Group::Head => "head",
     }
-}
-
-/// The schedule of a `[schedule]` table over `steps`, and the steps of its cooldown.
-pub(super) fn schedule(
-    table: &ScheduleTable,
-    steps: u64,
-    problems: &mut Problems,
-) -> (Schedule, u64) {
-    let warmup_steps = table.warmup_steps.unwrap_or(0);
-    let (schedule, final_ratio, cooldown_fraction) =
-        match table.kind.unwrap_or(ScheduleName::Cosine) {
-            ScheduleName::Constant => (Schedule::Constant { warmup_steps }, 0.0, None),
-            ScheduleName::Cosine => {
-                let final_ratio = table.final_ratio.unwrap_or(0.1);
-                (Schedule::Cosine { warmup_steps, final_ratio }, final_ratio, None)
-            }
-            ScheduleName::Linear => {
-                let final_ratio = table.final_ratio.unwrap_or(0.0);
-                (Schedule::Linear { warmup_steps, final_ratio }, final_ratio, None)
-            }
-            ScheduleName::Wsd => {
-                let final_ratio = table.final_ratio.unwrap_or(0.0);
-                let cooldown_fraction = table.cooldown_fraction.unwrap_or(0.2);
-                let wsd = Schedule::Wsd { warmup_steps, final_ratio, cooldown_fraction };
-                (wsd, final_ratio, Some(cooldown_fraction))
-            }
-        };
-    problems.require(
-        (0.0..=1.0).contains(&final_ratio),
-        "schedule.final_ratio",
-        Shown(final_ratio),
-        "must be at least 0 and at most 1",
-        "use 0 to end at a learning rate of 0",
-    );
-    let cooldown_steps = cooldown_fraction.map_or(0, |fraction| {
-        problems.require(
-            fraction > 0.0 && fraction <= 1.0,
-            "schedule.cooldown_fraction",
-            Shown(fraction),
-            "must be above 0 and at most 1",
-            "use a part such as 0.2, or schedule.kind = \"constant\" for no cooldown",
-        );
-        ((fraction * steps as f64).round() as u64).max(1)
-    });
-    let cooldown = if cooldown_steps > 0 {
-        format!(" - {cooldown_steps} steps of cooldown")
-    } else {
-        String::new()
-    };
-    problems.require(
-        warmup_steps.saturating_add(cooldown_steps) <= steps,
-        "schedule.warmup_steps",
-        warmup_steps,
-        format!("is above run.steps = {steps}{cooldown}"),
-        "warm up for fewer steps, or train for more",
-    );
-    (schedule, cooldown_steps)
 }

@@ -61,7 +61,7 @@ fn what_a_higher_layer_makes_pointless_goes() {
     );
     // The learning rate keeps its effect, so it stays.
     assert_eq!(lion.optim.lr, 0.5);
-    assert_eq!(lion.schedule, Schedule::Constant { warmup_steps: 0 });
+    assert_eq!(lion.schedule.shape, Schedule::Constant { warmup_steps: 0 });
     let text = text.replace("[data]", "[data]\nvalidation_fraction = 0.5\ntokenizer = \"bytes\"");
     let other = plan(&text, &["data.text=b.txt", "data.validation_tokens=c"]);
     assert_eq!(other.data.source, DataSource::Text("b.txt".into()));

@@ -61,7 +61,7 @@ fn wrong_types_tell_expected_and_found() {
         ("optim=3", "expected a table, found the integer 3"),
         (
             "schedule.kind=cosin",
-            "expected \"constant\" or \"cosine\" or \"linear\" or \"wsd\" \
+            "expected \"constant\" or \"cosine\" or \"linear\" or \"inverse_sqrt\" or \"wsd\" \
              (did you mean \"cosine\"?), found the string \"cosin\"",
         ),
         (

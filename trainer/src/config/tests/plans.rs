@@ -15,10 +15,10 @@ fn derived_numbers_are_the_hand_derived_ones() {
     assert_eq!(plan.derived.flops_per_token, 6 * (2 * matrices + 256 * 64) + 6 * 2 * 32 * 64);
     assert_eq!(plan.derived.cooldown_steps, 20);
     assert_eq!(
-        plan.schedule,
+        plan.schedule.shape,
         Schedule::Wsd { warmup_steps: 0, final_ratio: 0.0, cooldown_fraction: 0.2 }
     );
-    assert_eq!(plan.schedule.warmup_steps(), 0);
+    assert_eq!(plan.schedule.shape.warmup_steps(), 0);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
             "sample.tokens=4",
         ],
     );
-    assert_eq!(before.meaning_changes(&harmless), ["data.tokenizer: not set -> \"bytes\""]);
+    assert_eq!(before.meaning_changes(&harmless, 0), ["data.tokenizer: not set -> \"bytes\""]);
     let meaning = plan(
         LLAMA,
         &[
@@ -155,7 +155,7 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
         ],
     );
     assert_eq!(
-        before.meaning_changes(&meaning),
+        before.meaning_changes(&meaning, 0),
         [
             "batch.micro_batches: 4 -> 2",
             "data.validation_fraction: 0.1 -> not set",
@@ -175,9 +175,9 @@ fn harmless_changes_may_be_resumed_over_and_others_are_named() {
 fn a_constant_schedule_may_go_on_for_longer() {
     let constant = |steps| plan(LLAMA, &["schedule.kind=constant", steps]);
     let (short, long) = (constant("run.steps=10"), constant("run.steps=20"));
-    assert!(short.meaning_changes(&long).is_empty());
+    assert!(short.meaning_changes(&long, 0).is_empty());
     let cosine = plan(LLAMA, &["run.steps=20"]);
-    assert!(short.meaning_changes(&cosine).contains(&"run.steps: 10 -> 20".to_owned()));
+    assert!(short.meaning_changes(&cosine, 0).contains(&"run.steps: 10 -> 20".to_owned()));
 }
 
 #[test]

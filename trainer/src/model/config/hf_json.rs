@@ -3,7 +3,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Precision, default_head_dim};
+use super::{
+    Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, Precision,
+    default_head_dim,
+};
 
 /// Keys whose given value is the only one supported, by family; an absent or null key passes.
 const LLAMA_FIXED: [(&str, &str); 6] = [
@@ -42,7 +45,7 @@ impl ModelConfig {
             ("pad_token_id", Value::Null),
             ("dtype", json!(stored.hf_dtype())),
             ("torch_dtype", json!(stored.hf_dtype())),
-            ("model_type", json!(self.model_type())),
+            ("model_type", json!(self.hf_model_type())),
             ("use_cache", json!(true)),
         ] {
             object.insert(key.to_owned(), value);
@@ -69,6 +72,11 @@ impl ModelConfig {
                 reader.refuse_unless(&LLAMA_FIXED)?;
                 Self::Llama(reader.llama()?)
             }
+            // Llama with factors; ours says which parametrization they come from.
+            Some("granite") if object.contains_key("parametrization") => {
+                reader.refuse_unless(&LLAMA_FIXED)?;
+                Self::Llama(reader.llama()?)
+            }
             Some("gpt2") => {
                 reader.refuse_unless(&GPT2_FIXED)?;
                 Self::Gpt2(reader.gpt2()?)
@@ -84,8 +92,39 @@ impl ModelConfig {
     }
 }
 
+impl ModelConfig {
+    /// The architecture in transformers that computes this model: Granite is Llama with factors on
+    /// scores, residual branches and logits.
+    fn hf_model_type(&self) -> &'static str {
+        match self {
+            Self::Llama(config) if config.parametrization != Parametrization::Standard => "granite",
+            _ => self.model_type(),
+        }
+    }
+}
+
 impl LlamaConfig {
     fn to_json(&self) -> Map<String, Value> {
+        let mut plain = self.plain_json();
+        if self.parametrization == Parametrization::Standard {
+            return plain;
+        }
+        let scaling = ModelConfig::Llama(self.clone()).spec().scaling;
+        plain.extend(object(json!({
+            "architectures": ["GraniteForCausalLM"],
+            "attention_multiplier": scaling.attention,
+            "embedding_multiplier": 1.0,
+            "residual_multiplier": scaling.residual(),
+            "logits_scaling": scaling.width,
+            "parametrization": self.parametrization,
+            "base_hidden_size": self.base_hidden_size,
+            "base_head_dim": self.base_head_dim,
+            "base_num_hidden_layers": self.base_num_hidden_layers,
+        })));
+        plain
+    }
+
+    fn plain_json(&self) -> Map<String, Value> {
         object(json!({
             "architectures": ["LlamaForCausalLM"],
             "attention_bias": false,
@@ -163,7 +202,19 @@ impl Reader<'_> {
             rope_theta: self.rope_theta()?,
             tie_word_embeddings: self.flag("tie_word_embeddings", false)?,
             initializer_range: self.number("initializer_range", 0.02)?,
+            parametrization: self.parametrization()?,
+            base_hidden_size: self.size_if_any("base_hidden_size")?,
+            base_head_dim: self.size_if_any("base_head_dim")?,
+            base_num_hidden_layers: self.size_if_any("base_num_hidden_layers")?,
         })
+    }
+
+    fn parametrization(&self) -> Result<Parametrization, ModelConfigError> {
+        let Some(value) = self.get("parametrization") else {
+            return Ok(Parametrization::default());
+        };
+        serde_json::from_value(value.clone())
+            .map_err(|_| self.wrong("parametrization", "\"standard\", \"mup\" or \"complete_p\""))
     }
 
     fn gpt2(&self) -> Result<Gpt2Config, ModelConfigError> {

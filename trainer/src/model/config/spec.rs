@@ -4,6 +4,8 @@
 //! Legend: V `vocab_size`, D `hidden_size`, L `num_layers`, N `num_heads`, K `num_kv_heads`,
 //! H `head_dim`, F `intermediate_size`, T sequence length.
 
+use crate::model::scaling::Scaling;
+
 /// Which normalization a decoder uses before attention, before the MLP and at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
@@ -66,6 +68,10 @@ pub struct DecoderSpec {
     pub bias: bool,
     /// Whether the head is the embedding, one parameter used twice.
     pub tied: bool,
+    /// The size relative to the base of its parametrization.
+    pub scaling: Scaling,
+    /// Blocks of the depth that the residual stream's writers are initialized for.
+    pub writer_layers: usize,
     /// The longest sequence, in tokens.
     pub max_positions: usize,
     /// Standard deviation of the initial weights.

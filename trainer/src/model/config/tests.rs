@@ -29,6 +29,10 @@ fn llama_8b() -> LlamaConfig {
         rope_theta: 500_000.0,
         tie_word_embeddings: false,
         initializer_range: 0.02,
+        parametrization: Parametrization::Standard,
+        base_hidden_size: None,
+        base_head_dim: None,
+        base_num_hidden_layers: None,
     }
 }
 

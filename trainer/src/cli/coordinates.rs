@@ -1,0 +1,86 @@
+//! `grove coordcheck`: a table of the coordinate check.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tch::{Device, Kind};
+
+use crate::config;
+use crate::coordinates::coordinates;
+use crate::model::compute::Compute;
+use crate::model::config::{ModelConfig, Precision};
+
+/// `grove coordcheck`.
+#[derive(Debug, Args)]
+pub struct Coordcheck {
+    /// The TOML file, of a Llama.
+    file: PathBuf,
+    /// Override a key, e.g. `--set model.parametrization=mup`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Values of `model.hidden_size`; heads, key and value heads and the MLP grow in proportion.
+    #[arg(long, value_delimiter = ',', required = true)]
+    widths: Vec<usize>,
+    /// Steps to train each model for.
+    #[arg(long, default_value_t = 5)]
+    steps: u64,
+}
+
+impl Coordcheck {
+    /// Prints a row for each width and step: loss, mean sizes of the residual stream after the
+    /// embedding and the last block, of the logits and of their change.
+    ///
+    /// # Errors
+    /// If a config cannot be resolved or an update is refused.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        writeln!(out, "| width | step | loss | embedding | last block | logits | change |")?;
+        writeln!(out, "| --- | --- | --- | --- | --- | --- | --- |")?;
+        let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        tch::set_num_threads(num_threads as i32);
+        for &width in &self.widths {
+            let plan = config::load(&self.file, &self.at_width(width)?)?;
+            let kind = match plan.precision {
+                Precision::Bf16 => Kind::BFloat16,
+                Precision::Fp32 => Kind::Float,
+                Precision::Fp64 => Kind::Double,
+            };
+            let compute = Compute::new(Device::Cpu, kind, num_threads);
+            for row in coordinates(&plan, compute, self.steps)? {
+                let last = row.stream.last().context("a model has an embedding")?;
+                writeln!(
+                    out,
+                    "| {width} | {} | {:.4} | {:.5} | {last:.5} | {:.5} | {:.5} |",
+                    row.step, row.loss, row.stream[0], row.logits, row.change
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The overrides that make the file's model one of this width.
+    fn at_width(&self, width: usize) -> Result<Vec<String>> {
+        let plan = config::load(&self.file, &self.overrides)?;
+        let ModelConfig::Llama(model) = &plan.model else {
+            anyhow::bail!("model.model_type is not \"llama\", the family that muP is there for");
+        };
+        let own = model.hidden_size;
+        let scaled = |key: &str, size: usize| -> Result<String> {
+            let grown = size * width;
+            anyhow::ensure!(
+                grown.is_multiple_of(own) && grown > 0,
+                "--widths {width}: model.{key} = {size} times {width} / {own} is not whole; use a \
+                 multiple of {own}, or another ratio that divides it"
+            );
+            Ok(format!("model.{key}={}", grown / own))
+        };
+        let mut overrides = self.overrides.clone();
+        overrides.push(format!("model.hidden_size={width}"));
+        overrides.push(format!("model.head_dim={}", model.head_dim));
+        overrides.push(scaled("intermediate_size", model.intermediate_size)?);
+        overrides.push(scaled("num_attention_heads", model.num_attention_heads)?);
+        overrides.push(scaled("num_key_value_heads", model.num_key_value_heads)?);
+        Ok(overrides)
+    }
+}
