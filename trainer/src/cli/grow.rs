@@ -106,7 +106,8 @@ impl Grow {
         let (tokens, described) = self.compared_tokens(source, plan)?;
         let measured = measure(source, grown, &tokens);
         let steps = Steps::between(&source.config().spec(), &plan.model.spec());
-        let claims_function = operators.keeps_function(steps.deepens, steps.widens);
+        let claims_function =
+            !steps.turns_otherwise && operators.keeps_function(steps.deepens, steps.widens);
         Ok(Certificate {
             source: self.source.display().to_string(),
             source_hash: source.hash()?,

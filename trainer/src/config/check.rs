@@ -240,6 +240,16 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
+        Applies::RopeType(types) => {
+            let key = "model.rope_scaling.rope_type";
+            let own = word(key, "");
+            let because = if own.is_empty() {
+                format!("{key} is not set")
+            } else {
+                format!("{key} = {own:?}")
+            };
+            blocked(types.contains(&own), key, because)
+        }
         Applies::From => {
             let some = settings.by_path.contains_key("init.from");
             blocked(some, "init.from", "init.from is not set".to_owned())

@@ -103,6 +103,7 @@ pub(super) struct ModelTable {
     pub(super) max_position_embeddings: Option<usize>,
     pub(super) rms_norm_eps: Option<f64>,
     pub(super) rope_theta: Option<f64>,
+    pub(super) rope_scaling: Option<RopeTable>,
     #[serde(rename = "hidden_act")]
     pub(super) _hidden_act: Option<String>,
     pub(super) n_positions: Option<usize>,
@@ -119,6 +120,16 @@ pub(super) struct ModelTable {
     pub(super) base_hidden_size: Option<usize>,
     pub(super) base_head_dim: Option<usize>,
     pub(super) base_num_hidden_layers: Option<usize>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RopeTable {
+    pub(super) rope_type: Option<String>,
+    pub(super) factor: Option<f64>,
+    pub(super) original_max_position_embeddings: Option<usize>,
+    pub(super) beta_fast: Option<f64>,
+    pub(super) beta_slow: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -60,6 +60,8 @@ pub(super) enum Applies {
     Decay,
     /// With a model to start from.
     From,
+    /// With one of these `model.rope_scaling.rope_type`s.
+    RopeType(&'static [&'static str]),
 }
 
 /// One key of the configuration.
@@ -100,7 +102,7 @@ impl Key {
 
 use Applies::{
     Biases, Decay, DecayShape, Family, From, Mode, OwnHead, Parametrization, Phase, Ramp,
-    RandomSampling, Rule, Sampling, Schedule, Validation,
+    RandomSampling, RopeType, Rule, Sampling, Schedule, Validation,
 };
 use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Text, Tokenizer};
 
@@ -135,6 +137,11 @@ pub(super) const KEYS: &[Key] = &[
     key("model.max_position_embeddings", Count, "the longest sequence in tokens").only(LLAMA),
     key("model.rms_norm_eps", Number, "the epsilon of RMSNorm").only(LLAMA),
     key("model.rope_theta", Number, "the base of the rotary frequencies").only(LLAMA),
+    key("model.rope_scaling.rope_type", OneOf(&["linear", "yarn"]), "how rotary frequencies are scaled").only(LLAMA),
+    key("model.rope_scaling.factor", Number, "how many times as long the context becomes").only(LLAMA).and(RopeType(&["linear", "yarn"])),
+    key("model.rope_scaling.original_max_position_embeddings", Count, "the context before, in tokens").only(LLAMA).and(RopeType(&["yarn"])),
+    key("model.rope_scaling.beta_fast", Number, "turns above which frequencies stay").only(LLAMA).and(RopeType(&["yarn"])),
+    key("model.rope_scaling.beta_slow", Number, "turns below which frequencies are scaled whole").only(LLAMA).and(RopeType(&["yarn"])),
     key("model.hidden_act", OneOf(&["silu"]), "the MLP's activation").only(LLAMA),
     key("model.n_positions", Count, "the longest sequence in tokens").only(GPT2),
     key("model.n_embd", Count, "the width of the residual stream").only(GPT2).required(),

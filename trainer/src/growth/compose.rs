@@ -26,6 +26,8 @@ pub struct Steps {
     pub deepens: bool,
     /// Token ids or positions are added.
     pub adds_rows: bool,
+    /// Rotary frequencies are others, for a longer context: then the function does not stay.
+    pub turns_otherwise: bool,
 }
 
 impl Steps {
@@ -39,6 +41,7 @@ impl Steps {
             unties: old.tied && !new.tied,
             widens: widths(old) != widths(new),
             deepens: old.num_layers != new.num_layers,
+            turns_otherwise: !has_positions && old.position != new.position,
             adds_rows: old.vocab_size != new.vocab_size
                 || has_positions && old.max_positions != new.max_positions,
         }
@@ -131,11 +134,8 @@ pub fn problems(source: &ModelConfig, target: &ModelConfig, plan: &GrowthPlan) -
     if old.head_dim != new.head_dim {
         problems.push(Problem::HeadDim { target: new.head_dim, found: old.head_dim });
     }
-    if let (Position::Rotary { theta: found }, Position::Rotary { theta: target }) =
-        (old.position, new.position)
-        && found != target
-    {
-        problems.push(Problem::RopeTheta { target, found });
+    if steps.turns_otherwise && new.max_positions <= old.max_positions {
+        problems.push(Problem::Frequencies);
     }
     if old.head_dim == new.head_dim && old.scaling != new.scaling {
         problems.push(Problem::Multipliers);

@@ -84,14 +84,12 @@ pub enum Problem {
          which growth does not undo in the weights; use \"standard\", or the source's sizes"
     )]
     Multipliers,
-    /// Other rotary frequencies.
-    #[error("model.rope_theta = {target:?}, but the source's is {found:?}; keep it")]
-    RopeTheta {
-        /// The target's.
-        target: f64,
-        /// The source's.
-        found: f64,
-    },
+    /// Other rotary frequencies without a longer context.
+    #[error(
+        "model.rope_theta or model.rope_scaling is not the source's, and the context is no longer than \
+         its own; keep them, or raise model.max_position_embeddings"
+    )]
+    Frequencies,
     /// Heads that cannot be copied whole.
     #[error(
         "{target_q} query heads on {target_kv} key heads cannot hold the source's {found_q} on \

@@ -28,6 +28,8 @@ pub fn with_rows(config: &ModelConfig, target: &ModelConfig) -> ModelConfig {
         (ModelConfig::Llama(llama), ModelConfig::Llama(target)) => {
             llama.vocab_size = target.vocab_size;
             llama.max_position_embeddings = target.max_position_embeddings;
+            llama.rope_theta = target.rope_theta;
+            llama.rope_scaling = target.rope_scaling;
             llama.initializer_range = target.initializer_range;
         }
         (ModelConfig::Gpt2(gpt2), ModelConfig::Gpt2(target)) => {

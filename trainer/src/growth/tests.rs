@@ -31,6 +31,7 @@ fn llama(kv_heads: usize, tied: bool) -> ModelConfig {
         max_position_embeddings: 16,
         rms_norm_eps: EPS,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         tie_word_embeddings: tied,
         initializer_range: 0.1,
         parametrization: Parametrization::Standard,

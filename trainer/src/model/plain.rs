@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 use super::config::{DecoderSpec, Mlp, ModelConfig, NormKind, Position};
+use super::rope_scaling::frequencies;
 use super::units::{BlockIndex, NormIndex, Orientation, Projection, UnitMap, UnitSpec};
 
 /// A model whose weights are arguments.
@@ -105,8 +106,9 @@ impl PlainModel {
         let heads = qkv.view([b, s, n + 2 * k, self.spec.head_dim as i64]).transpose(1, 2);
         let part = |first, count| heads.narrow(1, first, count);
         let (mut q, mut keys, values) = (part(0, n), part(n, k), part(n + k, k));
-        if let Position::Rotary { theta } = self.spec.position {
-            (q, keys) = (rotate(&q, theta), rotate(&keys, theta));
+        if let Position::Rotary { theta, scaling } = self.spec.position {
+            let turns = frequencies(self.spec.head_dim, theta, scaling.as_ref());
+            (q, keys) = (rotate(&q, &turns), rotate(&keys, &turns));
         }
         let spread = |t: &Tensor| t.repeat_interleave_self_int(n / k, 1, None);
         let scores = q.matmul(&spread(&keys).transpose(2, 3)) * self.spec.scaling.attention;
@@ -143,12 +145,12 @@ impl<'a> Named<'a> {
 
 /// Rotates heads `[B, N, S, H]` by their positions' angles, with complex numbers rather than the
 /// half-split products of the layers beside.
-fn rotate(heads: &Tensor, theta: f64) -> Tensor {
-    let (_, _, s, h) = heads.size4().expect("heads are [B, N, S, H]");
+fn rotate(heads: &Tensor, (frequencies, scale): &(Vec<f64>, f64)) -> Tensor {
+    let (_, _, s, _) = heads.size4().expect("heads are [B, N, S, H]");
     let options = (heads.kind(), heads.device());
-    let exponents = Tensor::arange_start_step(0, h, 2, options) / h as f64;
-    let angles = Tensor::arange(s, options).outer(&(exponents * -theta.ln()).exp());
-    let turns = Tensor::polar(&angles.ones_like(), &angles);
+    let frequencies = Tensor::from_slice(frequencies).to_device(heads.device());
+    let angles = Tensor::arange(s, options).outer(&frequencies.to_kind(heads.kind()));
+    let turns = Tensor::polar(&angles.full_like(*scale), &angles);
     let pairs = heads.chunk(2, -1);
     let turned = Tensor::complex(&pairs[0], &pairs[1]) * turns;
     Tensor::cat(&[turned.real(), turned.imag()], -1)

@@ -1,6 +1,7 @@
 //! Exact operators: the logits stay, over families, heads, widths, splits and depths.
 
 use super::*;
+use crate::model::config::RopeScaling;
 
 /// fp64 logits of order 1 to 10 after some hundred operations.
 const SAME_IN_FP64: f64 = 1e-12;
@@ -102,6 +103,20 @@ fn a_head_of_its_own_and_more_ids_and_positions_keep_the_old_logits() {
     };
     (big.n_positions, big.vocab_size) = (40, 23);
     check(&small, &ModelConfig::Gpt2(big), &plan);
+}
+
+#[test]
+fn a_longer_context_changes_the_function_and_no_weight() {
+    let small = llama(2, true);
+    let ModelConfig::Llama(mut long) = small.clone() else { unreachable!("it is a Llama") };
+    long.max_position_embeddings = 32;
+    long.rope_scaling = Some(RopeScaling::Linear { factor: 2.0 });
+    let long = ModelConfig::Llama(long);
+    let big = grown(&small, &long, &GrowthPlan::DEFAULT);
+    assert!(weights(&small, 1).iter().all(|(name, value)| value.equal(&big[name])));
+    assert!(jump(&small, &long, &big, Kind::Double) > 1e-4);
+    let steps = Steps::between(&small.spec(), &long.spec());
+    assert!(steps.turns_otherwise && !steps.adds_rows && !steps.widens);
 }
 
 #[test]

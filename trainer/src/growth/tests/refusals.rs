@@ -34,7 +34,7 @@ fn everything_that_does_not_fit_is_named_at_once() {
         "model.hidden_size = 8 is below the source's 12",
         "model.num_hidden_layers = 1 is below the source's 2",
         "a head is 8 wide and the source's 4",
-        "model.rope_theta = 500.0, but the source's is 10000.0",
+        "model.rope_theta or model.rope_scaling is not the source's",
         "tie_word_embeddings = true, but the source's head is its own",
     ] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
