@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use grove::beacon::LastSeen;
 
-use crate::program::{Program, send, wait_for, wait_within};
+use crate::program::{Program, rank_pid, send, wait_for, wait_within};
 
 /// What the program promises to say when it was asked to stop and has saved.
 const INTERRUPTED: i32 = 75;
@@ -163,17 +163,4 @@ impl Drop for Unmount<'_> {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.0).status();
     }
-}
-
-/// The process of a rank that `mpirun` started, found by its environment.
-fn rank_pid(mpirun: u32, rank: usize) -> u32 {
-    let children = std::fs::read_to_string(format!("/proc/{mpirun}/task/{mpirun}/children"));
-    let children = children.expect("mpirun runs");
-    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
-    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
-    pids.find(|pid: &u32| {
-        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes())
-    })
-    .unwrap_or_else(|| panic!("mpirun {mpirun} has no rank {rank}"))
 }

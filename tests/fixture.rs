@@ -119,9 +119,13 @@ impl Subject {
         let (batch, _) = tokens.size2().expect("tokens are [B, S + 1]");
         let rows: Vec<i64> = Vec::try_from(tokens.reshape([-1])).expect("ids");
         let rows: Vec<u32> = rows.into_iter().map(|id| id as u32).collect();
-        let tokens = Tokens::new(&self.compute, &rows, batch as usize);
+        self.forward_backward_of(&Tokens::new(&self.compute, &rows, batch as usize), round)
+    }
+
+    /// Gradients of the summed loss of a micro-batch; returns the summed loss.
+    pub(crate) fn forward_backward_of(&self, tokens: &Tokens, round: Round) -> f64 {
         alone(&self.state.units, |traffic| {
-            let loss = micro_step(self.layers(), &tokens, round, traffic, &mut Clock::new());
+            let loss = micro_step(self.layers(), tokens, round, traffic, &mut Clock::new());
             traffic.sums.finish().expect("no collective, no error");
             loss.expect("no collective, no error").double_value(&[])
         })

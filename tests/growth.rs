@@ -186,7 +186,7 @@ fn a_source_that_does_not_fit_is_refused_with_all_reasons() {
     let wider =
         ["train", "config.toml", "--set", "model.hidden_size=48", "--set", "model.head_dim=8"];
     let text = program.fail(&[&wider[..], &small].concat());
-    assert!(text.contains("init.from alone takes a model as it is"), "{text}");
+    assert!(text.contains("model.hidden_size: 32, here 48"), "{text}");
     let growth = ["--set", "init.growth.width=equal", "--set", "model.num_hidden_layers=1"];
     let text = program.fail(&[&wider[..], &small, &growth].concat());
     assert!(text.contains("model.num_hidden_layers = 1 is below the source's 2"), "{text}");

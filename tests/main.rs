@@ -1,17 +1,22 @@
 //! The integration tests of all rooms together, as one binary.
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
-//! same; `curvature` compares estimates with exact derivatives, `coordinates` one width with another;
-//! `families`, `rules`, `resume`, `growth` and `faults` run the program, `hosts` on two hosts; `cli` checks what
-//! it says, `layering` what may name what.
+//! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives,
+//! `coordinates` one width with another; `documents` and `data` pack and mix; `families`, `rules`,
+//! `resume`, `growth`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks
+//! what it says, `layering` what may name what.
 
 mod cli;
 mod coordinates;
 mod curvature;
+mod data;
+mod documents;
+mod exchange;
 mod families;
 mod faults;
 mod fixture;
 mod growth;
+mod guard;
 mod hosts;
 mod layering;
 mod parity;
@@ -20,4 +25,5 @@ mod ranks;
 mod recompute;
 mod resume;
 mod rules;
+mod watchdog;
 mod zero;

@@ -41,7 +41,7 @@ fn logits_equal_hugging_face() {
         let tokens = fixture.get("tokens");
         let inputs = tokens.narrow(1, 0, tokens.size()[1] - 1).contiguous();
         let found = alone(&subject.state.units, |traffic| {
-            logits(subject.layers(), &inputs, traffic).expect("no collective, no error")
+            logits(subject.layers(), (&inputs, None), traffic).expect("no collective, no error")
         });
         let error = relative_error(&found, fixture.get("logits"));
         eprintln!("{label}: logits are off by {error:.1e}");

@@ -94,19 +94,30 @@ impl Program {
 
     /// `grove` with these arguments in the folder.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_grove"));
+        let mut command = self.command_of(Path::new(env!("CARGO_BIN_EXE_grove")));
         command.args(arguments);
-        self.prepare(command)
+        command
+    }
+
+    /// Any program in the folder.
+    pub(crate) fn command_of(&self, program: &Path) -> Command {
+        self.prepare(Command::new(program))
     }
 
     /// `mpirun` with `ranks` of `grove` with these arguments.
     pub(crate) fn mpirun(&self, ranks: usize, arguments: &[&str]) -> Command {
+        let mut command = self.mpirun_of(ranks, Path::new(env!("CARGO_BIN_EXE_grove")));
+        command.args(arguments);
+        command
+    }
+
+    /// `mpirun` with `ranks` of any program.
+    pub(crate) fn mpirun_of(&self, ranks: usize, program: &Path) -> Command {
         let mut command = Command::new("mpirun");
         command
             .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n"])
             .arg(ranks.to_string())
-            .arg(env!("CARGO_BIN_EXE_grove"))
-            .args(arguments);
+            .arg(program);
         self.prepare(command)
     }
 
@@ -180,6 +191,11 @@ impl Program {
         self.succeed(&["ckpt", "hash", &folder]).trim().to_owned()
     }
 
+    /// `ckpt hash` of a checkpoint's folder.
+    pub(crate) fn hash_of(&self, folder: &str) -> String {
+        self.succeed(&["ckpt", "hash", folder]).trim().to_owned()
+    }
+
     /// `(step, loss)` of every step record of a run, with the loss as it was written.
     pub(crate) fn losses(&self, run: &str) -> Vec<(u64, f64)> {
         let number = |record: &serde_json::Value| {
@@ -234,4 +250,17 @@ pub(crate) fn wait_within(mut child: Child, limit: Duration) -> Output {
 pub(crate) fn send(signal: &str, pid: u32) {
     let status = Command::new("kill").arg(format!("-{signal}")).arg(pid.to_string()).status();
     assert!(status.expect("kill runs").success(), "no process {pid}");
+}
+
+/// The process of a rank that `mpirun` started, found by its environment.
+pub(crate) fn rank_pid(mpirun: u32, rank: usize) -> u32 {
+    let children = std::fs::read_to_string(format!("/proc/{mpirun}/task/{mpirun}/children"));
+    let children = children.expect("mpirun runs");
+    let wanted = format!("OMPI_COMM_WORLD_RANK={rank}");
+    let mut pids = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    pids.find(|pid: &u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|&byte| byte == 0).any(|entry| entry == wanted.as_bytes())
+    })
+    .unwrap_or_else(|| panic!("mpirun {mpirun} has no rank {rank}"))
 }

@@ -117,9 +117,9 @@ impl Loader {
     pub fn micro_batch(&self, step: u64, index: u64) -> Result<Batch> {
         let first_sample = self.first_sample(step, index)?;
         let LoaderConfig { sequence_length, micro_batch_size, .. } = self.config;
-        let row_tokens = sequence_length + 1;
-        let mut tokens = vec![0; micro_batch_size * row_tokens];
         if self.packing == Packing::Contiguous {
+            let row_tokens = sequence_length + 1;
+            let mut tokens = vec![0; micro_batch_size * row_tokens];
             for (row, sample) in tokens.chunks_exact_mut(row_tokens).zip(first_sample..) {
                 let draw = self.mixture.draw(sample)?;
                 let source = self.member(draw);
@@ -128,18 +128,10 @@ impl Loader {
             }
             return Ok(Batch::of_whole_rows(tokens, micro_batch_size, sequence_length));
         }
-        let mut segment_starts = Vec::new();
-        let mut loss_mask = vec![false; micro_batch_size * sequence_length];
-        let masks = loss_mask.chunks_exact_mut(sequence_length);
-        for (number, (row, mask)) in tokens.chunks_exact_mut(row_tokens).zip(masks).enumerate() {
-            let draw = self.mixture.draw(first_sample + number as u64)?;
-            let segments = self.segments(draw)?;
-            let starts = fill(row, mask, &segments, &self.member(draw).part().file)?;
-            let first = number * sequence_length;
-            segment_starts.extend(starts.into_iter().map(|start| (first + start) as u32));
-        }
-        let (batch_size, loss_mask) = (micro_batch_size, Some(loss_mask));
-        Ok(Batch { tokens, batch_size, sequence_length, segment_starts, loss_mask })
+        read_segments(micro_batch_size, sequence_length, |row| {
+            let draw = self.mixture.draw(first_sample + row as u64)?;
+            Ok((self.segments(draw)?, &self.member(draw).part().file))
+        })
     }
 
     pub(crate) fn member(&self, draw: Draw) -> &Member {
@@ -176,6 +168,27 @@ impl Loader {
         };
         first_sample().ok_or(Error::StepTooLarge { step, micro_batches_per_step, micro_batch_size })
     }
+}
+
+/// Reads rows of segments, each from the source beside them.
+pub(crate) fn read_segments<'a>(
+    batch_size: usize,
+    sequence_length: usize,
+    row_of: impl Fn(usize) -> Result<(Vec<Segment>, &'a Source)>,
+) -> Result<Batch> {
+    let mut tokens = vec![0; batch_size * (sequence_length + 1)];
+    let mut segment_starts = Vec::new();
+    let mut loss_mask = vec![false; batch_size * sequence_length];
+    let masks = loss_mask.chunks_exact_mut(sequence_length);
+    for (number, (row, mask)) in tokens.chunks_exact_mut(sequence_length + 1).zip(masks).enumerate()
+    {
+        let (segments, source) = row_of(number)?;
+        let starts = fill(row, mask, &segments, source)?;
+        let first = number * sequence_length;
+        segment_starts.extend(starts.into_iter().map(|start| (first + start) as u32));
+    }
+    let loss_mask = Some(loss_mask);
+    Ok(Batch { tokens, batch_size, sequence_length, segment_starts, loss_mask })
 }
 
 /// Reads segments into a row of `S + 1` tokens and marks in `mask` the `S` targets that count;

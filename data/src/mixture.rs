@@ -106,11 +106,12 @@ impl Mixture {
         Self::resolve(members?, stages, samples_per_step, config.seed)
     }
 
-    /// The mixture of one part alone, in the order of [`Order`] for the seed as it is.
+    /// The mixture of one source alone, named `data`, in the order of [`Order`] for the seed as it
+    /// is: that of [`crate::Loader::new`].
     ///
     /// # Errors
     /// Those of [`Order::new`].
-    pub(crate) fn of_one(corpus: Corpus, config: &LoaderConfig) -> Result<Self> {
+    pub fn of_one(corpus: Corpus, config: &LoaderConfig) -> Result<Self> {
         let name = "data".to_owned();
         let stage = Stage { first_step: 0, weights: BTreeMap::from([(name.clone(), 1.0)]) };
         let source = MixtureSource { name, corpus, max_epochs: None };

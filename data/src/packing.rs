@@ -7,7 +7,6 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::error::Result;
@@ -107,25 +106,13 @@ impl Layout<'_> {
         &self.part.file
     }
 
-    /// The document of a token and its tokens, as far as they lie in this part of the source.
     fn document_at(&self, token: u64) -> (u64, Range<u64>) {
-        let document = self.source().document_at(token).expect("documents were checked for");
-        let span = self.source().document(document).expect("it was just found");
-        let Range { start, end } = self.part.range;
-        (document, span.start.max(start)..span.end.min(end))
+        document_at(self.source(), &self.part.range, token)
     }
 
     /// A stretch of tokens cut at document starts.
     pub(crate) fn by_document(&self, tokens: Range<u64>) -> Vec<Segment> {
-        let (mut segments, mut start) = (Vec::new(), tokens.start);
-        while start < tokens.end {
-            let (document, span) = self.document_at(start);
-            // A damaged index must not stop the walk.
-            let end = span.end.clamp(start + 1, tokens.end);
-            segments.push(Segment { tokens: start..end, document: Some(document) });
-            start = end;
-        }
-        segments
+        cut_at_documents(self.source(), &self.part.range, tokens)
     }
 
     /// Where the row of the window at `start` begins, and whether a document does there.
@@ -193,9 +180,12 @@ impl Layout<'_> {
         let length = self.order.sequence_length();
         let mut pieces = Vec::new();
         let end = tokens.end.min(self.part.range.end);
+        if tokens.start >= end {
+            return pieces;
+        }
+        let (mut document, mut span) = self.document_at(tokens.start);
         let mut at = tokens.start;
-        while at < end {
-            let (document, span) = self.document_at(at);
+        loop {
             let mut start = span.start + (at - span.start).div_ceil(length) * length;
             while start < span.end.min(end) {
                 let piece = start..(start + length + 1).min(span.end);
@@ -205,23 +195,104 @@ impl Layout<'_> {
                 start += length;
             }
             at = span.end.max(at + 1);
+            if at >= end {
+                return pieces;
+            }
+            // The next document is the next number, unless the index is damaged.
+            let next = self.source().document(document + 1).ok();
+            let next = next.filter(|next| next.start == at && next.end > at);
+            (document, span) = match next {
+                Some(next) => (document + 1, at..next.end.min(self.part.range.end)),
+                None => self.document_at(at),
+            };
         }
-        pieces
     }
 }
 
-/// Puts items into `num_bins` bins of `capacity`, longest first, each where it leaves the least
-/// room; returns the bin of each item, `None` where there was no room.
+/// The document of a token and its tokens, as far as they lie in `part` of the source, whose
+/// documents are known.
+fn document_at(source: &Source, part: &Range<u64>, token: u64) -> (u64, Range<u64>) {
+    let document = source.document_at(token).expect("documents were checked for");
+    let span = source.document(document).expect("it was just found");
+    (document, span.start.max(part.start)..span.end.min(part.end))
+}
+
+/// A stretch of tokens of `part` of a source, whose documents are known, cut at document starts.
+pub(crate) fn cut_at_documents(
+    source: &Source,
+    part: &Range<u64>,
+    tokens: Range<u64>,
+) -> Vec<Segment> {
+    let (mut segments, mut start) = (Vec::new(), tokens.start);
+    while start < tokens.end {
+        let (document, span) = document_at(source, part, start);
+        // A damaged index must not stop the walk.
+        let end = span.end.clamp(start + 1, tokens.end);
+        segments.push(Segment { tokens: start..end, document: Some(document) });
+        start = end;
+    }
+    segments
+}
+
+/// Puts items into at most 128 bins of `capacity`, longest first, each where it leaves the least
+/// room, and among equals into the first; returns the bin of each item, `None` where there was no
+/// room. Of items of one length the first comes first.
 fn best_fit_decreasing(lengths: &[u64], num_bins: u64, capacity: u64) -> Vec<Option<u64>> {
-    let mut by_length: Vec<usize> = (0..lengths.len()).collect();
-    by_length.sort_by_key(|&item| std::cmp::Reverse(lengths[item]));
-    let mut room: BTreeSet<(u64, u64)> = (0..num_bins).map(|bin| (capacity, bin)).collect();
+    assert!(num_bins <= ROWS_PER_GROUP, "a group has at most so many bins");
+    // The place in the second half makes an unstable sort stable.
+    let mut longest_first: Vec<(u64, usize)> =
+        lengths.iter().enumerate().map(|(item, &length)| (u64::MAX - length, item)).collect();
+    longest_first.sort_unstable();
+    let mut rooms = Rooms::new(num_bins, capacity as usize);
     let mut bins = vec![None; lengths.len()];
-    for item in by_length {
-        let Some(&(left, bin)) = room.range((lengths[item], 0)..).next() else { continue };
-        room.remove(&(left, bin));
-        room.insert((left - lengths[item], bin));
-        bins[item] = Some(bin);
+    for (_, item) in longest_first {
+        bins[item] = rooms.take(lengths[item] as usize).map(u64::from);
     }
     bins
+}
+
+/// Bins by the room that is left in them: finding, taking and putting one takes a few steps,
+/// whatever their number, since each row of a step packs its whole group.
+struct Rooms {
+    /// Which bins have exactly this much room, a bit each.
+    bins: Vec<u128>,
+    /// Which entries of `bins` are not 0, a bit each.
+    occupied: Vec<u64>,
+}
+
+impl Rooms {
+    fn new(num_bins: u64, capacity: usize) -> Self {
+        let mut rooms = Self { bins: vec![0; capacity + 1], occupied: vec![0; capacity / 64 + 1] };
+        if num_bins > 0 {
+            rooms.bins[capacity] = u128::MAX >> (128 - num_bins);
+            rooms.occupied[capacity / 64] = 1 << (capacity % 64);
+        }
+        rooms
+    }
+
+    /// Takes `length` from the first bin of those that have the least room for it.
+    fn take(&mut self, length: usize) -> Option<u32> {
+        let room = self.least(length)?;
+        let bin = self.bins[room].trailing_zeros();
+        self.bins[room] &= !(1 << bin);
+        if self.bins[room] == 0 {
+            self.occupied[room / 64] &= !(1 << (room % 64));
+        }
+        let left = room - length;
+        self.bins[left] |= 1 << bin;
+        self.occupied[left / 64] |= 1 << (left % 64);
+        Some(bin)
+    }
+
+    /// The least room of at least `length` that a bin has.
+    fn least(&self, length: usize) -> Option<usize> {
+        let (first, bit) = (length / 64, length % 64);
+        let word = *self.occupied.get(first)? & (u64::MAX << bit);
+        if word != 0 {
+            return Some(first * 64 + word.trailing_zeros() as usize);
+        }
+        let rest = self.occupied.iter().enumerate().skip(first + 1);
+        let (at, word) = rest.into_iter().find(|(_, word)| **word != 0)?;
+        Some(at * 64 + word.trailing_zeros() as usize)
+    }
 }

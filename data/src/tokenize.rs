@@ -119,7 +119,11 @@ impl Tokenizer {
 
     fn from_tokenizer_json(path: &Path) -> Result<Self> {
         let refuse = |cause| Error::TokenizerLoad { path: path.to_owned(), cause };
-        let inner = tokenizers::Tokenizer::from_file(path)
+        let bytes = std::fs::read(path).map_err(Error::io("read the tokenizer", path))?;
+        // Read as JSON first: the crate panics at bad JSON in the middle of a decoder.
+        let json = serde_json::from_slice(&bytes).map(|_: serde_json::Value| ());
+        json.map_err(|cause| refuse(format!("it is not a valid tokenizer.json: {cause}")))?;
+        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|cause| refuse(format!("it is not a valid tokenizer.json: {cause}")))?;
         if let ModelWrapper::BPE(model) = inner.get_model()
             && let Some(dropout) = model.dropout.filter(|&dropout| dropout > 0.0)

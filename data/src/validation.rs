@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use crate::batch::Batch;
 use crate::error::{Error, Result};
-use crate::loader::read_windows;
+use crate::loader::{read_segments, read_windows};
+use crate::packing::cut_at_documents;
 use crate::source::Source;
 use crate::split::check_range;
 
@@ -24,6 +25,7 @@ pub struct Validation {
     sequence_length: usize,
     micro_batch_size: usize,
     num_batches: u64,
+    is_cut: bool,
 }
 
 impl Validation {
@@ -56,7 +58,18 @@ impl Validation {
                 sequence_length: sequence_length as u64,
             });
         }
-        Ok(Self { file, range, sequence_length, micro_batch_size, num_batches })
+        Ok(Self { file, range, sequence_length, micro_batch_size, num_batches, is_cut: false })
+    }
+
+    /// The same windows cut into segments where documents begin, as training with
+    /// [`crate::Packing::ContiguousByDocument`] has them: the first token of a document is no target.
+    ///
+    /// # Errors
+    /// [`crate::SourceError::NoDocuments`] if it is not known where documents begin.
+    pub fn cut_at_documents(mut self) -> Result<Self> {
+        self.file.need_documents("validation by documents")?;
+        self.is_cut = true;
+        Ok(self)
     }
 
     /// Whole batches in the range; at least 1.
@@ -77,6 +90,14 @@ impl Validation {
         let first_window = index * self.micro_batch_size as u64;
         let starts =
             (first_window..).map(|window| self.range.start + window * self.sequence_length as u64);
-        read_windows(&self.file, starts, self.micro_batch_size, self.sequence_length)
+        let (batch_size, sequence_length) = (self.micro_batch_size, self.sequence_length);
+        if !self.is_cut {
+            return read_windows(&self.file, starts, batch_size, sequence_length);
+        }
+        let starts: Vec<u64> = starts.take(batch_size).collect();
+        read_segments(batch_size, sequence_length, |row| {
+            let window = starts[row]..starts[row] + sequence_length as u64 + 1;
+            Ok((cut_at_documents(&self.file, &self.range, window), &self.file))
+        })
     }
 }

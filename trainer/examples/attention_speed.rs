@@ -105,8 +105,8 @@ impl Ours {
 
     fn run(&mut self) {
         let Self { workspace, shape, qkv, out, lse, d_out, d_qkv } = self;
-        attention::forward(workspace, shape, qkv, out, lse);
-        attention::backward(workspace, shape, Saved { qkv, out, lse }, d_out, d_qkv);
+        attention::forward(workspace, (&*shape, None), qkv, out, lse);
+        attention::backward(workspace, (&*shape, None), Saved { qkv, out, lse }, d_out, d_qkv);
     }
 }
 

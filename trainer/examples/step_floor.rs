@@ -38,7 +38,7 @@ fn main() {
     let chunks = rows as f64 / chunk as f64;
     let head = chunks * linear(&compute, chunk, (d, spec.vocab_size as i64));
     let sizes = (batch.micro_batch_size as i64, batch.sequence_length as i64);
-    let attention = Attention::new(&spec, sizes.0, sizes.1);
+    let attention = Attention::new(&spec, sizes, None);
     let attention = layers * attention_seconds(&compute, &attention, (rows, kv, out));
     let peak = peak::measure(&compute);
     println!("products of blocks  {:8.1} ms", products * 1e3);

@@ -1,27 +1,39 @@
 //! The command line: what `grove` can be asked, and the answers.
 
+mod ckpt;
 mod coordinates;
+mod data;
+mod exchange;
 mod grow;
+mod replay;
+mod shown;
+mod tokenize;
+mod tokenizer;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use grove_data::{TokenFile, Tokenizer, Validation, tokenize_text_file};
+use grove_data::{TokenFile, Validation};
 use grove_parallel::collective::LocalCollective;
 use tch::{Device, Kind};
 
 pub use coordinates::Coordcheck;
+pub use data::{At, DataCommand, Seen, Stats};
+pub use tokenize::{Documents, Tokenize};
+pub use tokenizer::{TokenizerCommand, TrainTokenizer};
 
 use crate::beacon::LastSeen;
-use crate::checkpoint::hash_masters;
 use crate::config::{self, Plan};
 use crate::eval::{Evaluation, evaluate};
 use crate::loaded::LoadedModel;
 use crate::model::compute::Compute;
 use crate::sample::{Sampling, continue_tokens};
 use crate::signals::StopRequest;
+
+pub use ckpt::Ckpt;
+pub use exchange::{Export, Import};
 
 /// Distributed pre-training of decoder-only language models.
 #[derive(Debug, Parser)]
@@ -39,10 +51,16 @@ pub enum Command {
     Train(Train),
     /// Print the resolved plan of a TOML file.
     Plan(Configured),
-    /// Turn a text file into a token file.
+    /// Turn text into a token file, or files into a folder of shards.
     Tokenize(Tokenize),
     /// Make a larger model from a smaller one.
     Grow(grow::Grow),
+    /// Make a tokenizer.
+    #[command(subcommand)]
+    Tokenizer(TokenizerCommand),
+    /// Ask what data a run uses when.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Continue a prompt with a trained model.
     Sample(Sample),
     /// Mean loss of a trained model on a token file.
@@ -51,7 +69,13 @@ pub enum Command {
     Lost(Lost),
     /// Say how large activations become at several widths.
     Coordcheck(Coordcheck),
-    /// Look at checkpoints.
+    /// Do a step that went wrong again, and look for what spoiled it.
+    Replay(replay::Replay),
+    /// Turn a Hugging Face folder or a GGUF file into a checkpoint.
+    Import(Import),
+    /// Turn a checkpoint into a Hugging Face folder.
+    Export(Export),
+    /// Look at checkpoints, compare and prune them.
     #[command(subcommand)]
     Ckpt(Ckpt),
 }
@@ -87,6 +111,18 @@ pub struct Train {
     pub resume: bool,
 }
 
+impl Train {
+    /// The resolved plan.
+    ///
+    /// # Errors
+    /// As [`Configured::plan`].
+    pub fn plan(&self) -> Result<Plan> {
+        let mut plan = self.configured.plan()?;
+        plan.checkpoint.resume |= self.resume;
+        Ok(plan)
+    }
+}
+
 /// `grove lost`.
 #[derive(Debug, Args)]
 pub struct Lost {
@@ -99,18 +135,6 @@ pub struct Lost {
     /// The signal that ended it, as the launcher named it, such as `9 (Killed)`.
     #[arg(long)]
     signal: Option<String>,
-}
-
-/// `grove tokenize`.
-#[derive(Debug, Args)]
-pub struct Tokenize {
-    /// The text, UTF-8 (any bytes for the byte tokenizer).
-    text: PathBuf,
-    /// The token file to write.
-    out: PathBuf,
-    /// `bytes`, a `tokenizer.json`, or a folder with one (or with vocab.json and merges.txt).
-    #[arg(long, default_value = "bytes")]
-    tokenizer: String,
 }
 
 /// `grove sample`.
@@ -154,33 +178,6 @@ pub struct Eval {
     /// Another tokenizer than the model's own, to count bytes.
     #[arg(long)]
     tokenizer: Option<String>,
-}
-
-/// `grove ckpt`.
-#[derive(Debug, Subcommand)]
-pub enum Ckpt {
-    /// One sha256 over all master weights in the order of their names.
-    Hash {
-        /// The checkpoint's folder.
-        folder: PathBuf,
-    },
-}
-
-impl Tokenize {
-    /// Writes the token file and says what it holds.
-    ///
-    /// # Errors
-    /// If the text cannot be read or the file not be written.
-    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        let tokenizer = Tokenizer::from_spec(&self.tokenizer)?;
-        let stop = StopRequest::install()?;
-        let summary = tokenize_text_file(&self.text, &self.out, &tokenizer, stop.flag())?;
-        let (tokens, bytes) = (summary.num_tokens, summary.num_bytes);
-        let per_token = bytes as f64 / tokens as f64;
-        let path = self.out.display();
-        writeln!(out, "{path}: {tokens} tokens of {bytes} bytes, {per_token:.2} bytes a token")?;
-        Ok(())
-    }
 }
 
 impl Sample {
@@ -284,23 +281,6 @@ impl Eval {
         }
         Ok(Some(bytes as f64 / tokens as f64))
     }
-}
-
-impl Ckpt {
-    /// Prints what was asked of a checkpoint.
-    ///
-    /// # Errors
-    /// If the folder is not a checkpoint.
-    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        match self {
-            Self::Hash { folder } => writeln!(out, "{}", hash_of(folder)?)?,
-        }
-        Ok(())
-    }
-}
-
-fn hash_of(folder: &Path) -> Result<String> {
-    hash_masters(folder).with_context(|| format!("no hash of {}", folder.display()))
 }
 
 /// One process on the CPU in f32, on all its cores: for commands that only run a model.

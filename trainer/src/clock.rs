@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::beacon::Beacon;
 use crate::metrics::{Phase, Trace, UnitSeconds};
+use crate::watchdog::Pulse;
 
 /// Adds up wall seconds by phase. Times are the host's: work queued on a GPU is counted where the
 /// host waits for it.
@@ -13,6 +14,7 @@ pub struct Clock {
     seconds: BTreeMap<Phase, f64>,
     running: Option<(Phase, Instant)>,
     beacon: Option<Beacon>,
+    pulse: Pulse,
     activation_bytes: u64,
     trace: Option<Trace>,
 }
@@ -23,9 +25,10 @@ impl Clock {
         Self::default()
     }
 
-    /// A stopped clock that shows each phase on `beacon`, if there is one.
-    pub fn with_beacon(beacon: Option<Beacon>) -> Self {
-        Self { beacon, ..Self::default() }
+    /// A stopped clock that shows each phase to other threads by `pulse` and on `beacon`, if there is
+    /// one.
+    pub fn showing(pulse: Pulse, beacon: Option<Beacon>) -> Self {
+        Self { beacon, pulse, ..Self::default() }
     }
 
     /// Ends the running phase and begins `phase`.
@@ -36,6 +39,7 @@ impl Clock {
     /// Ends the running phase and begins `phase` in a unit; the next call in the same phase only
     /// names the next unit.
     pub fn enter_unit(&mut self, phase: Phase, unit: &str) {
+        self.pulse.show(phase.name(), unit);
         if let Some(beacon) = &mut self.beacon {
             beacon.show(phase.name(), unit);
         }
@@ -52,13 +56,20 @@ impl Clock {
     /// Shows what is done between steps, which no phase counts.
     pub fn show(&mut self, what: &str) {
         self.stop();
+        self.pulse.show(what, "");
         if let Some(beacon) = &mut self.beacon {
             beacon.show(what, "");
         }
     }
 
-    /// Says on the beacon which step follows.
+    /// Says which round of the step's micro-batches follows, from 0.
+    pub fn begin_round(&mut self, round: u64) {
+        self.pulse.begin_round(round);
+    }
+
+    /// Says which step follows.
     pub fn begin_step(&mut self, step: u64) {
+        self.pulse.begin_step(step);
         if let Some(beacon) = &mut self.beacon {
             beacon.begin_step(step);
         }

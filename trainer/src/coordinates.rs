@@ -106,8 +106,8 @@ fn one_step(
 /// Mean sizes of the residual stream, and the logits in f32.
 fn measure(layers: Layers<'_>, tokens: &Tokens) -> (Vec<f64>, Tensor) {
     let Layers { model, compute, units } = layers;
-    let pass = model.pass(compute, tokens.shape());
-    let positions = model.learns_positions();
+    let pass = model.pass(compute, tokens.shape(), None);
+    let positions = model.positions(None);
     let mut x = embedding::forward(compute, &whole(&units[0]), &tokens.inputs, positions);
     let mut stream = vec![mean_size(&x)];
     for unit in &units[1..units.len() - 1] {

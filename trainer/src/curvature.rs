@@ -267,7 +267,8 @@ fn products(
 ) -> BTreeMap<String, Tensor> {
     let leaves: Vec<&Tensor> = weights.values().collect();
     let along = tch::with_grad(|| {
-        let loss = model.loss_sum(weights, &tokens.rows());
+        let rows = (&tokens.inputs, &tokens.targets);
+        let loss = model.loss_sum_in_segments(weights, rows, tokens.segments.as_deref());
         let grads = Tensor::run_backward(&[loss], &leaves, true, true);
         let terms = grads.iter().zip(weights.keys());
         let terms: Vec<Tensor> =

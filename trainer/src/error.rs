@@ -6,19 +6,63 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The loss or the gradient is not a number or infinite.
+    /// A step went wrong, and the guards end the run.
     #[error(
-        "step {step}: the loss is {loss} and the gradient norm {grad_norm}, expected finite \
-         numbers; nothing was updated. Lower optim.lr, lengthen schedule.warmup_steps, or resume \
-         from an earlier checkpoint"
+        "step {step} {}: the loss is {loss} and the gradient norm {grad_norm}; nothing was \
+         updated{}{}. Lower optim.lr, lengthen schedule.warmup_steps, resume with \
+         guard.exclude_steps = [{excluded_step}], or set guard.non_finite or guard.spike to \
+         \"skip\" or \"rewind\"",
+        .trip.describe(),
+        if *trips > 1 { format!(", as at {} steps before it (guard.max_trips)", trips - 1) }
+        else { String::new() },
+        .black_box.as_ref().map_or(String::new(), |folder| format!(
+            "; its batch and norms are in {}, see grove replay", folder.display()
+        )),
     )]
-    NotFinite {
+    Tripped {
         /// The step, from 1.
         step: u64,
+        /// How it went wrong.
+        trip: crate::metrics::Trip,
         /// Mean loss over the step's tokens.
         loss: f64,
         /// Norm of the mean gradient.
         grad_norm: f64,
+        /// Steps that went wrong in a row, this one included.
+        trips: u64,
+        /// What to exclude to do without its data.
+        excluded_step: u64,
+        /// The folder with what is known of it, if it could be written.
+        black_box: Option<PathBuf>,
+    },
+    /// The checkpoint that a rewind was to go back to is gone.
+    #[error(
+        "cannot go back to the checkpoint of step {step}, which is gone or damaged; resume from an \
+         earlier one, or set guard.snapshot_every to keep the last good state in memory"
+    )]
+    RewindLost {
+        /// Its step.
+        step: u64,
+    },
+    /// Data to be left out has been used.
+    #[error(
+        "guard.exclude_steps has {step}, but the data of step {step} has been trained on by step \
+         {done}, from which this run resumes; resume from an earlier checkpoint or remove {step}"
+    )]
+    ExcludedTooLate {
+        /// The step, from 1, whose data it is.
+        step: u64,
+        /// Steps done.
+        done: u64,
+    },
+    /// No token of a step counts.
+    #[error(
+        "step {step}: none of its tokens is a target that counts, so that there is no loss; \
+         expected a target in some row; use larger batches, another data.packing, or longer documents"
+    )]
+    NoTargets {
+        /// The step, from 1.
+        step: u64,
     },
     /// The config asks for CUDA and there is none.
     #[error("device = \"cuda\", but {reason}; use device = \"auto\" or \"cpu\", or {remedy}")]
@@ -106,6 +150,17 @@ pub enum Error {
         /// The file's fingerprint.
         found: String,
     },
+    /// The record of a mixture's weights is not one.
+    #[error(
+        "{checkpoint}: data_stages of its run state cannot be read: {message}; expected what this \
+         version writes; resume from an earlier checkpoint"
+    )]
+    DamagedStages {
+        /// The checkpoint's folder.
+        checkpoint: PathBuf,
+        /// The parser's message.
+        message: String,
+    },
     /// A run to be resumed has checkpoints, and none can be used.
     #[error(
         "run.dir {dir} has no checkpoint that can be used:\n{}\nrestore one, or remove them to \
@@ -183,6 +238,21 @@ pub enum Error {
     /// The checkpoint module's.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// The exchange module's.
+    #[error(transparent)]
+    Exchange(#[from] crate::exchange::Error),
+    /// The weights to start from are of another model.
+    #[error(
+        "{from} (init.from) is another model than [model] says; these keys differ:\n{}\nmake \
+         [model] equal to it",
+        .differences.iter().map(|d| format!("  {d}")).collect::<Vec<_>>().join("\n")
+    )]
+    OtherModel {
+        /// What the weights were to come from.
+        from: PathBuf,
+        /// One line for each key.
+        differences: Vec<String>,
+    },
     /// The config module's.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigError),
@@ -206,7 +276,10 @@ impl Error {
     pub fn is_common(&self) -> bool {
         matches!(
             self,
-            Self::NotFinite { .. }
+            Self::Tripped { .. }
+                | Self::NoTargets { .. }
+                | Self::ExcludedTooLate { .. }
+                | Self::RewindLost { .. }
                 | Self::NotSaved { .. }
                 | Self::RanksDiffer { .. }
                 | Self::MixedDevices { .. }

@@ -2,12 +2,13 @@
 
 use std::fs;
 
+use grove_data::Stage;
 use grove_optim::Rules;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
 use crate::config::{OnChange, Plan};
-use crate::corpus::Data;
+use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
 use crate::growth::start;
 use crate::saving::{self, Optimizer};
@@ -79,6 +80,32 @@ pub fn write_plan(plan: &Plan) -> Result<(), Error> {
     fs::write(&path, plan.to_toml()).map_err(|source| Error::Io { action: "write", path, source })
 }
 
+/// The newest whole checkpoint of the plan's folder, if there is one.
+///
+/// # Errors
+/// If the folder or the checkpoint cannot be read.
+pub fn newest(plan: &Plan) -> Result<Option<Checkpoint>, Error> {
+    if !plan.run.dir.exists() {
+        return Ok(None);
+    }
+    let newest = checkpoint::survey(&plan.run.dir)?.whole.pop();
+    Ok(newest.map(|whole| Checkpoint::open(&whole.folder)).transpose()?)
+}
+
+/// The weights of the run's data sources over its steps; those before a checkpoint are what it says they were.
+///
+/// # Errors
+/// If the checkpoint's record of them cannot be read.
+pub fn stages(plan: &Plan, checkpoint: Option<&Checkpoint>) -> Result<Vec<Stage>, Error> {
+    let Some(checkpoint) = checkpoint else { return Ok(corpus::stages(plan, &[], 0)) };
+    let saved = checkpoint.run_state();
+    let recorded = corpus::stages_from_toml(&saved.data_stages).map_err(|message| {
+        let checkpoint = checkpoint.folder().to_owned();
+        Error::DamagedStages { checkpoint, message }
+    })?;
+    Ok(corpus::stages(plan, &recorded, saved.step))
+}
+
 /// Fills the state from a checkpoint, once it is known to belong to this plan and data; grown, where
 /// it is the last of its stage. `stages` are the plans of all stages of the run.
 ///
@@ -97,13 +124,10 @@ pub fn resume(
     if !changes.is_empty() {
         return Err(Error::PlanChanged { checkpoint: checkpoint.folder().to_owned(), changes });
     }
-    if saved.data_fingerprint != data.fingerprint {
-        return Err(Error::DataChanged {
-            path: data.path.clone(),
-            checkpoint: checkpoint.folder().to_owned(),
-            expected: saved.data_fingerprint.clone(),
-            found: data.fingerprint.clone(),
-        });
+    if let Some(difference) = data.difference(&saved.data_fingerprint) {
+        let Difference { path, expected, found } = difference;
+        let checkpoint = checkpoint.folder().to_owned();
+        return Err(Error::DataChanged { path, checkpoint, expected, found });
     }
     if of < after {
         let entered = &stages[0].growth[of..after];

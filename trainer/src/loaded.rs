@@ -110,5 +110,9 @@ pub fn tokenizer_of(folder: &Path) -> Result<Option<Wanted>, Error> {
         return Ok(Some(Wanted::File(folder.to_owned())));
     }
     let Ok(checkpoint) = Checkpoint::open(folder) else { return Ok(None) };
-    Ok(Plan::from_toml(&checkpoint.run_state().plan_toml)?.data.tokenizer)
+    match checkpoint.run_state().plan_toml.as_str() {
+        // It was imported.
+        "" => Ok(None),
+        plan => Ok(Plan::from_toml(plan)?.data.tokenizer),
+    }
 }

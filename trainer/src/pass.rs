@@ -1,6 +1,10 @@
 //! One micro-batch through the model and back: the list of layer calls that training is.
 
+mod tokens;
+
 use tch::{Kind, Tensor};
+
+pub use tokens::{Documents, Tokens};
 
 use crate::clock::Clock;
 use crate::gradients::{GradientSums, Round};
@@ -10,6 +14,7 @@ use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::model::embedding;
 use crate::model::head::{HeadGrads, HeadWeights};
+use crate::model::segments::Segments;
 use crate::model::views::{Accumulate, Grads, Weights};
 use crate::residents::Residents;
 use crate::sharding::Sharding;
@@ -51,55 +56,6 @@ impl<'a> Traffic<'a> {
     /// That of [`Residents::refresh`] for each unit.
     pub fn refresh_all(&mut self, units: &[UnitState]) -> Result<(), grove_parallel::Error> {
         (0..units.len()).try_for_each(|index| self.residents.refresh(units, &self.sharding, index))
-    }
-}
-
-/// Inputs `[B, S]` and targets `[B * S]` of a micro-batch, on the device.
-#[derive(Debug)]
-pub struct Tokens {
-    /// `[B, S]` i64.
-    pub inputs: Tensor,
-    /// `[B * S]` i64: what follows each input.
-    pub targets: Tensor,
-    /// `[B * S]` f64 in `[0, 1)`: numbers by which to draw labels from the model's own predictions,
-    /// to take the gradient against in place of the targets.
-    pub draws: Option<Tensor>,
-}
-
-impl Tokens {
-    /// Splits rows of `S + 1` tokens.
-    ///
-    /// # Shapes
-    /// - `rows`: `B * (S + 1)` token ids, row-major
-    pub fn new(compute: &Compute, rows: &[u32], batch_size: usize) -> Self {
-        let ids: Vec<i64> = rows.iter().map(|&id| i64::from(id)).collect();
-        let rows = Tensor::from_slice(&ids).view([batch_size as i64, -1]);
-        let length = rows.size()[1] - 1;
-        let place = |first| rows.narrow(1, first, length).contiguous().to_device(compute.device);
-        Self { inputs: place(0), targets: place(1).view(-1), draws: None }
-    }
-
-    /// The same tensors, without draws.
-    pub fn shallow_clone(&self) -> Self {
-        let (inputs, targets) = (self.inputs.shallow_clone(), self.targets.shallow_clone());
-        Self { inputs, targets, draws: None }
-    }
-
-    /// Targets that count.
-    pub fn num_targets(&self) -> u64 {
-        self.targets.numel() as u64
-    }
-
-    /// The rows of `S + 1` tokens again.
-    pub fn rows(&self) -> Tensor {
-        let (batch_size, length) = self.shape();
-        let last = self.targets.view([batch_size, length]).narrow(1, length - 1, 1);
-        Tensor::cat(&[&self.inputs, &last], 1)
-    }
-
-    /// `(B, S)`.
-    pub fn shape(&self) -> (i64, i64) {
-        self.inputs.size2().expect("inputs are [B, S]")
     }
 }
 
@@ -195,14 +151,15 @@ pub fn micro_step(
     clock: &mut Clock,
 ) -> Result<Tensor, grove_parallel::Error> {
     let Layers { model, compute, units } = layers;
-    let pass = model.pass(compute, tokens.shape());
+    let segments = tokens.segments.as_deref();
+    let pass = model.pass(compute, tokens.shape(), segments);
     let num_blocks = units.len() - 2;
     let mut visits = forward_visits(model);
     visits.extend((1..=num_blocks).rev());
     let mut walk = Walk::new(layers, traffic, clock, visits);
 
     let flat = walk.next(Phase::Forward)?;
-    let (first, positions) = (weights(&units[0], &flat), model.learns_positions());
+    let (first, positions) = (weights(&units[0], &flat), model.positions(segments));
     let mut x = embedding::forward(compute, &first, &tokens.inputs, positions);
     walk.release(0);
     let mut saved = Vec::with_capacity(num_blocks);
@@ -228,7 +185,7 @@ pub fn micro_step(
         walk.release(index);
         walk.reduce(unit, gradient, round)?;
     }
-    backward_embedding(&mut walk, (&tokens.inputs, &dx), output, round)?;
+    backward_embedding(&mut walk, (tokens, &dx), output, round)?;
     Ok(loss_sum)
 }
 
@@ -277,7 +234,7 @@ fn head(
 /// share into `gradient` already, of both.
 fn backward_embedding(
     walk: &mut Walk<'_, '_>,
-    rows: (&Tensor, &Tensor),
+    (tokens, dx): (&Tokens, &Tensor),
     gradient: Option<Tensor>,
     round: Round,
 ) -> Result<(), grove_parallel::Error> {
@@ -290,7 +247,8 @@ fn backward_embedding(
     };
     let accumulate = Accumulate::Overwrite;
     let grads = Grads { layout: &units[0].layout, flat: &gradient, accumulate };
-    embedding::backward(compute, &grads, token_grads, rows, model.learns_positions());
+    let positions = model.positions(tokens.segments.as_deref());
+    embedding::backward(compute, &grads, token_grads, (&tokens.inputs, dx), positions);
     walk.reduce(&units[0], gradient, round)
 }
 
@@ -307,12 +265,13 @@ pub fn loss_sum(
     traffic: &mut Traffic<'_>,
 ) -> Result<Tensor, grove_parallel::Error> {
     let Layers { model, compute, .. } = layers;
-    with_head(layers, &tokens.inputs, traffic, |weights, x| {
+    let inputs = (&tokens.inputs, tokens.segments.as_deref());
+    with_head(layers, inputs, traffic, |weights, x| {
         model.head.loss(compute, weights, &x, &tokens.targets)
     })
 }
 
-/// The logits of every position.
+/// The logits of every position, in rows that may be cut.
 ///
 /// # Shapes
 /// - `inputs`: `[B, S]` i64; returns `[B * S, V]` in the compute dtype
@@ -324,10 +283,11 @@ pub fn loss_sum(
 /// As [`loss_sum`].
 pub fn logits(
     layers: Layers<'_>,
-    inputs: &Tensor,
+    (inputs, segments): (&Tensor, Option<&Segments>),
     traffic: &mut Traffic<'_>,
 ) -> Result<Tensor, grove_parallel::Error> {
     let Layers { model, compute, .. } = layers;
+    let inputs = (inputs, segments);
     with_head(layers, inputs, traffic, |weights, x| model.head.logits(compute, weights, &x))
 }
 
@@ -347,7 +307,7 @@ pub fn logits_at(
     traffic: &mut Traffic<'_>,
 ) -> Result<Tensor, grove_parallel::Error> {
     let Layers { model, compute, .. } = layers;
-    with_head(layers, inputs, traffic, |weights, x| {
+    with_head(layers, (inputs, None), traffic, |weights, x| {
         let x = x.narrow(0, position, 1).contiguous();
         model.head.logits(compute, weights, &x).view(-1).to_kind(Kind::Float)
     })
@@ -356,16 +316,17 @@ pub fn logits_at(
 /// A forward over all blocks, and what `finish` makes of the residual stream `[B * S, D]`.
 fn with_head<T>(
     layers: Layers<'_>,
-    inputs: &Tensor,
+    (inputs, segments): (&Tensor, Option<&Segments>),
     traffic: &mut Traffic<'_>,
     finish: impl FnOnce(&HeadWeights<'_>, Tensor) -> T,
 ) -> Result<T, grove_parallel::Error> {
     let Layers { model, compute, units } = layers;
-    let pass = model.pass(compute, inputs.size2().expect("inputs are [B, S]"));
+    let shape = inputs.size2().expect("inputs are [B, S]");
+    let pass = model.pass(compute, shape, segments);
     let mut clock = Clock::new();
     let mut walk = Walk::new(layers, traffic, &mut clock, forward_visits(model));
     let flat = walk.next(Phase::Forward)?;
-    let (first, positions) = (weights(&units[0], &flat), model.learns_positions());
+    let (first, positions) = (weights(&units[0], &flat), model.positions(segments));
     let mut x = embedding::forward(compute, &first, inputs, positions);
     walk.release(0);
     let (last, output) = (units.len() - 1, model.output_unit());

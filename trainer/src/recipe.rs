@@ -14,11 +14,13 @@ use crate::config::{
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
+use crate::guard;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::plain::PlainModel;
 use crate::model::scaling::Scaling;
+use crate::pass::Documents;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
@@ -40,8 +42,13 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         curvature: curvature(plan),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
+        guard: guard::Rules::new(&plan.guard),
         ramp: plan.batch.ramp(),
         degree,
+        documents: match plan.data.mask_documents {
+            Some(true) => Documents::Apart,
+            Some(false) | None => Documents::Together,
+        },
     })
 }
 

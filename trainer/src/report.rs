@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use grove_data::Stage;
+use grove_optim::BatchRamp;
 use grove_parallel::collective::StepTotals;
 use tch::Tensor;
 
 use crate::clock::Clock;
 use crate::config::Plan;
+use crate::corpus::step_of;
 use crate::metrics::{
     Communication, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu, peak_resident_bytes,
 };
@@ -136,7 +139,19 @@ pub fn step_record(
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
+        skipped: outcome.tripped.map(|tripped| tripped.trip),
     }
+}
+
+/// The weights of a mixture, a line for each change of them.
+pub fn stage_lines(stages: &[Stage], ramp: &BatchRamp) -> Vec<String> {
+    let line = |stage: &Stage| {
+        let weight = |(name, weight): (&String, &f64)| format!("{name} {weight}");
+        let weights: Vec<String> = stage.weights.iter().map(weight).collect();
+        let (step, _) = step_of(ramp, (stage.first_step, 0));
+        format!("from step {step}: weights {}", weights.join(", "))
+    };
+    stages.iter().map(line).collect()
 }
 
 /// A plan in few lines: one for each table.

@@ -1,19 +1,22 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
+mod samples;
+mod trips;
+
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use grove_data::{Prefetcher, Tokenizer, Validation};
+use grove_data::{Prefetcher, Stage, Validation};
 use grove_parallel::{Collective, Environment};
 use sha2::{Digest, Sha256};
 
 use crate::beacon::Beacon;
 use crate::checkpoint::{self, Damaged};
 use crate::clock::Clock;
-use crate::config::{self, Plan};
-use crate::corpus::{self, Data};
+use crate::config::{self, Plan, Policy};
+use crate::corpus::{self, Data, stages_to_toml};
 use crate::error::Error;
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::growth::start;
@@ -22,14 +25,18 @@ use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
-use crate::report::{Costs, Rates, Spent, memory_by_category, plan_lines, step_record};
-use crate::sample::{Sampling, continue_tokens};
-use crate::saving::{self, WholeState};
+use crate::report::{
+    Costs, Rates, Spent, memory_by_category, plan_lines, stage_lines, step_record,
+};
+use crate::saving::{self, DataRecord, WholeState};
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
+use crate::snapshot::Snapshot;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{agree_on, agree_to_stop, sum_integers};
+use crate::watchdog::Pulse;
+use trips::{exclude, first_snapshot};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,12 +61,29 @@ pub fn train(
     stop: &StopRequest,
     host: &str,
 ) -> Result<Ending, Error> {
+    train_watched(plan, compute, collective, stop, (host, &Pulse::default()))
+}
+
+/// The same with a pulse by which another thread sees what this one does.
+///
+/// # Errors
+/// Those of [`train`].
+///
+/// # Collectives
+/// Every rank must call it with the same plan.
+pub fn train_watched(
+    plan: &Plan,
+    compute: Compute,
+    collective: &dyn Collective,
+    stop: &StopRequest,
+    seat: (&str, &Pulse),
+) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
     start::check_stages(plan)?;
     let (mut plan, mut compute) = (plan.clone(), compute);
     loop {
-        let stages: Vec<Plan> = (0..=plan.growth.len()).map(|stage| plan.at_stage(stage)).collect();
-        let Some(run) = Run::open(&stages, compute, (collective, host), stop)? else {
+        let plans: Vec<Plan> = (0..=plan.growth.len()).map(|stage| plan.at_stage(stage)).collect();
+        let Some(run) = Run::open(&plans, compute, (collective, seat), stop)? else {
             return Ok(Ending::Interrupted);
         };
         let is_last = run.end == plan.run.steps;
@@ -97,6 +121,8 @@ impl Run<'_> {
 }
 
 struct Run<'a> {
+    /// The plans of all stages in which the model grows.
+    plans: &'a [Plan],
     /// The plan of the stage that the run is in.
     plan: &'a Plan,
     /// The stage's last step.
@@ -108,26 +134,30 @@ struct Run<'a> {
     traffic: Traffic<'a>,
     /// The step of the newest checkpoint; 0 if there is none.
     saved_step: u64,
-    fingerprint: String,
+    data: Data,
+    stages: Vec<Stage>,
     batches: Prefetcher,
-    validation: Option<Validation>,
+    /// By source.
+    validation: Vec<(String, Validation)>,
     sinks: Sinks,
     clock: Clock,
     energy: EnergyMeter,
     peak_flops: f64,
     costs: Costs,
     damaged: Vec<Damaged>,
+    /// The last good state, if it is to be kept in memory.
+    snapshot: Option<Snapshot>,
 }
 
 impl<'a> Run<'a> {
     /// Everything before the first step; `None` if a rank was asked to stop meanwhile.
     fn open(
-        stages: &'a [Plan],
+        plans: &'a [Plan],
         compute: Compute,
-        (collective, host): (&'a dyn Collective, &str),
+        (collective, (host, pulse)): (&'a dyn Collective, (&str, &Pulse)),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
-        let plan = &stages[0];
+        let plan = &plans[0];
         // Before anything that depends on the plan: ranks of different plans make different calls.
         let program = hashed(env!("GROVE_SOURCE"));
         agree_on(collective, [("the program", program), ("the plan", hashed(&plan.to_toml()))])?;
@@ -139,7 +169,7 @@ impl<'a> Run<'a> {
         }
         let resumed_step = resumed.as_ref().map_or(0, |checkpoint| checkpoint.run_state().step);
         let stage = plan.stage_after(resumed_step);
-        let plan = &stages[stage];
+        let plan = &plans[stage];
         let data = Data::open(plan)?;
         let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
@@ -147,10 +177,11 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         match &resumed {
             Some(checkpoint) => {
-                folder::resume(stages, &data, (&mut state, &recipe.rules), checkpoint)?;
+                folder::resume(plans, &data, (&mut state, &recipe.rules), checkpoint)?;
             }
             None => start::start(plan, compute, (&mut state, &recipe.rules))?,
         }
+        exclude(plan, &mut state)?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {
@@ -158,22 +189,26 @@ impl<'a> Run<'a> {
         }
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
-        let validation = match plan.eval {
-            Some(_) => Some(data.validation(plan)?),
-            None => None,
-        };
+        let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
+        let stages = folder::stages(plan, resumed.as_ref())?;
         let peak_flops = match plan.metrics.peak_tflops {
             0.0 => peak::measure(compute),
             tflops => tflops * 1e12,
         };
+        let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
-            batches: data.batches(plan, collective, state.step)?,
+            batches: {
+                let from = (state.step, &state.history.excluded);
+                data.batches(plan, collective, from, &stages)?
+            },
             saved_step: state.step,
             end: plan.end_of_stage(stage),
             sinks: open_sinks(plan, collective, state.step)?,
-            fingerprint: data.fingerprint,
-            clock: Clock::with_beacon(beacon),
+            data,
+            stages,
+            clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
+            plans,
             plan,
             collective,
             stop,
@@ -184,6 +219,7 @@ impl<'a> Run<'a> {
             peak_flops,
             costs: Costs::default(),
             damaged,
+            snapshot,
         };
         run.say_start();
         Ok(Some(run))
@@ -209,7 +245,14 @@ impl<'a> Run<'a> {
                 self.stop,
                 &mut self.clock,
             )?;
+            if let Some(tripped) = outcome.tripped {
+                self.trip(&outcome, tripped)?;
+                if tripped.policy == Policy::Rewind {
+                    continue;
+                }
+            }
             self.record(&outcome, started);
+            self.snapshot_if_due();
             if outcome.stop || (self.eval_is_due() && self.eval()? == Evaluation::Stopped) {
                 return self.interrupt();
             }
@@ -272,13 +315,14 @@ impl<'a> Run<'a> {
     }
 
     fn eval(&mut self) -> Result<Evaluation, Error> {
-        let (Some(validation), Some(eval)) = (&self.validation, self.plan.eval) else {
-            unreachable!("an evaluation is due only where there is validation data")
-        };
+        let eval =
+            self.plan.eval.expect("an evaluation is due only where there is validation data");
         self.clock.show("eval");
         let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
-        let (layers, batches) = (self.recipe.layers(&self.state), (validation, eval.batches));
-        let evaluation = evaluate(layers, batches, &mut self.traffic, self.stop)?;
+        let layers = self.recipe.layers(&self.state);
+        let batches = (&self.validation[..], eval.batches);
+        let (evaluation, sources) =
+            evaluate_sources(layers, batches, &mut self.traffic, self.stop)?;
         if moved {
             to_training_point(&self.state.units, &mut self.traffic)?;
         }
@@ -289,6 +333,7 @@ impl<'a> Run<'a> {
                 loss,
                 perplexity: loss.exp(),
                 bits_per_byte: bytes.then_some(loss / std::f64::consts::LN_2),
+                sources,
             });
         }
         Ok(evaluation)
@@ -322,7 +367,11 @@ impl<'a> Run<'a> {
     fn save_here(&mut self, whole: &WholeState) -> Result<(), Error> {
         let folder = {
             let what = (whole, &self.recipe.rules);
-            saving::save(self.plan, &self.state, what, &self.fingerprint)?
+            let data = DataRecord {
+                fingerprint: self.data.fingerprint.clone(),
+                stages: stages_to_toml(&self.stages),
+            };
+            saving::save(self.plan, &self.state, what, &data)?
         };
         let keep = NonZeroUsize::new(self.plan.checkpoint.keep_last as usize)
             .expect("the plan keeps at least one checkpoint");
@@ -331,57 +380,6 @@ impl<'a> Run<'a> {
             self.sinks.progress().warn(&format!("{error}; older checkpoints stay"));
         }
         Ok(())
-    }
-
-    /// Prints a sample of text, which all ranks compute. A rank without the tokenizer costs the
-    /// sample, not the run.
-    fn sample(&mut self) -> Result<(), Error> {
-        let Some(sample) = &self.plan.sample else { return Ok(()) };
-        self.clock.show("sample");
-        let prompt = self.prompt(&sample.prompt);
-        let missing = i64::from(prompt.is_err());
-        let missing = sum_integers(self.collective, &[missing], "ranks without a prompt")?[0];
-        let (tokenizer, prompt) = match prompt {
-            Ok(prompt) if missing == 0 => prompt,
-            Ok(_) => {
-                let line = format!("no sample: {missing} rank(s) cannot load the tokenizer");
-                self.sinks.progress().warn(&line);
-                return Ok(());
-            }
-            Err(error) => {
-                self.sinks.progress().warn(&format!("no sample: {error}"));
-                return Ok(());
-            }
-        };
-        let sampling = Sampling {
-            num_tokens: sample.tokens,
-            vocab_size: tokenizer.vocab_size(),
-            temperature: sample.temperature,
-            top_k: sample.top_k.unwrap_or(0),
-            seed: self.plan.seed,
-        };
-        to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
-        let layers = self.recipe.layers(&self.state);
-        let window = self.plan.batch.sequence_length;
-        let how = (&sampling, self.stop);
-        let tokens = continue_tokens(layers, &prompt, window, how, &mut self.traffic)?;
-        match tokenizer.decode(&tokens) {
-            Ok(text) => self.sinks.progress().note(&format!("a sample:\n{}", text.trim_end())),
-            Err(error) => self.sinks.progress().warn(&format!("no sample: {error}")),
-        }
-        Ok(())
-    }
-
-    /// The tokenizer, and the tokens of a text; at least one.
-    fn prompt(&self, text: &str) -> Result<(Tokenizer, Vec<u32>), Error> {
-        let wanted = self.plan.data.tokenizer.as_ref();
-        let wanted = wanted.expect("the plan refuses samples without a tokenizer");
-        let tokenizer = corpus::tokenizer(self.plan, wanted)?;
-        let prompt = tokenizer.encode(text)?;
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        Ok((tokenizer, prompt))
     }
 
     fn say_costs(&mut self) {
@@ -416,6 +414,9 @@ impl<'a> Run<'a> {
         }
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
+            self.sinks.progress().note(&line);
+        }
+        for line in stage_lines(&self.stages, &self.recipe.ramp) {
             self.sinks.progress().note(&line);
         }
     }

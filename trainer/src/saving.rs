@@ -15,10 +15,20 @@ use crate::checkpoint::{
 };
 use crate::config::{Plan, Tokenizer};
 use crate::error::Error;
+use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
 use crate::sharding::Sharding;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
+
+/// What a checkpoint records of the data.
+#[derive(Clone, Debug)]
+pub struct DataRecord {
+    /// Identifies the training tokens.
+    pub fingerprint: String,
+    /// A mixture's weights as TOML; empty where there is none.
+    pub stages: String,
+}
 
 /// The state of all ranks in this rank's host memory.
 #[derive(Debug)]
@@ -60,7 +70,7 @@ pub fn save(
     plan: &Plan,
     state: &RunState,
     (whole, rules): (&WholeState, &Rules),
-    fingerprint: &str,
+    data: &DataRecord,
 ) -> Result<PathBuf, Error> {
     let hosts = &whole.units;
     let mut model = Vec::new();
@@ -88,8 +98,10 @@ pub fn save(
         total_flops: state.flops,
         seed: plan.seed,
         parameter_steps,
-        data_fingerprint: fingerprint.to_owned(),
+        data_fingerprint: data.fingerprint.clone(),
+        data_stages: data.stages.clone(),
         plan_toml: plan.to_toml(),
+        guard: state.history.to_record(),
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let config_json = plan.model.to_hf_json(plan.precision);
@@ -149,6 +161,7 @@ pub fn load(
     }
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
+    state.history = History::from_record(&saved.guard);
     // New state has seen no update.
     let count = |count| if optimizer == Optimizer::Resumed { count } else { 0 };
     let counts = saved.parameter_steps.iter().map(|(name, &steps)| (name, count(steps)));

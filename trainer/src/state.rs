@@ -8,6 +8,7 @@ use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
 
+use crate::guard::History;
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
@@ -120,13 +121,15 @@ impl UnitState {
 pub struct RunState {
     /// The units in execution order.
     pub units: Vec<UnitState>,
-    /// Optimizer steps done.
+    /// Optimizer steps done, those included that were skipped.
     pub step: u64,
+    /// What the guards remember of them.
+    pub history: History,
     /// Tokens trained on, all ranks together.
     pub num_tokens: u64,
     /// Floating-point operations spent, all ranks together.
     pub flops: u128,
-    /// By how many a parameter's own count of updates differs from `step`, for those where it does:
+    /// By how many a parameter's own count of updates differs from `num_updates`, for those where it does:
     /// parameters of a grown model.
     pub count_offsets: BTreeMap<String, i64>,
 }
@@ -144,13 +147,7 @@ impl RunState {
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_unit(compute, spec, rules, (placement, home)));
-        Ok(Self {
-            units: units.collect::<Result<_, _>>()?,
-            step: 0,
-            num_tokens: 0,
-            flops: 0,
-            count_offsets: BTreeMap::new(),
-        })
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
     }
 
     /// A state whose working copies alone have memory: for running a model without training it.
@@ -162,13 +159,41 @@ impl RunState {
         units: &[UnitSpec],
     ) -> Result<Self, grove_parallel::Error> {
         let units = units.iter().map(|spec| allocate_working_unit(compute, spec));
-        Ok(Self {
-            units: units.collect::<Result<_, _>>()?,
+        Ok(Self::at_start(units.collect::<Result<_, _>>()?))
+    }
+
+    fn at_start(units: Vec<UnitState>) -> Self {
+        Self {
+            units,
             step: 0,
+            history: History::default(),
             num_tokens: 0,
             flops: 0,
             count_offsets: BTreeMap::new(),
-        })
+        }
+    }
+
+    /// Zeroes masters and optimizer state and sets the counters back: as it was allocated.
+    pub fn clear(&mut self) {
+        for unit in &mut self.units {
+            let _ = unit.masters.zero_();
+            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+        }
+        (self.step, self.num_tokens, self.flops) = (0, 0, 0);
+        self.history = History::default();
+        self.count_offsets.clear();
+    }
+
+    /// Counts a step of so many tokens without its update.
+    pub fn skip(&mut self, num_tokens: u64) {
+        self.step += 1;
+        self.num_tokens += num_tokens;
+        self.history.skipped_steps += 1;
+    }
+
+    /// Updates done: steps but for those that were skipped.
+    pub fn num_updates(&self) -> u64 {
+        self.step - self.history.skipped_steps
     }
 
     /// Fills the masters with initial values drawn by (seed, parameter name), and this rank's part
@@ -190,6 +215,20 @@ impl RunState {
         }
     }
 
+    /// Fills the masters by what `fill` does for each unit, and all else from them, as
+    /// [`RunState::initialize`] does.
+    ///
+    /// # Errors
+    /// Those of `fill`.
+    pub fn start_from<E>(&mut self, fill: impl Fn(&UnitState) -> Result<(), E>) -> Result<(), E> {
+        for unit in &mut self.units {
+            fill(unit)?;
+            start_states(unit);
+        }
+        self.round_masters();
+        Ok(())
+    }
+
     /// Rounds the masters to this rank's part of the working copies, as an update does.
     pub fn round_masters(&mut self) {
         for unit in &self.units {
@@ -199,12 +238,13 @@ impl RunState {
 
     /// Updates that a parameter has had.
     pub fn updates_of(&self, name: &str) -> u64 {
-        self.step.saturating_add_signed(self.count_offsets.get(name).copied().unwrap_or(0))
+        self.num_updates().saturating_add_signed(self.count_offsets.get(name).copied().unwrap_or(0))
     }
 
     /// Notes how many updates each parameter has had, at the present step.
     pub fn set_updates<'a>(&mut self, counts: impl Iterator<Item = (&'a String, u64)>) {
-        let offset = |count: u64| count as i64 - self.step as i64;
+        let done = self.num_updates() as i64;
+        let offset = |count: u64| count as i64 - done;
         let offsets = counts.map(|(name, count)| (name.clone(), offset(count)));
         self.count_offsets = offsets.filter(|(_, offset)| *offset != 0).collect();
     }

@@ -9,10 +9,11 @@ use crate::clock::Clock;
 use crate::curvature::{Curvature, Held, Setting};
 use crate::error::Error;
 use crate::gradients::Round;
+use crate::guard::{self, Tripped};
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
-use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step_numbers::StepNumbers;
@@ -39,10 +40,14 @@ pub struct Recipe {
     pub clip_norm: f64,
     /// The run's seed.
     pub seed: u64,
+    /// What counts as a step that goes wrong.
+    pub guard: guard::Rules,
     /// Micro-batches of every step.
     pub ramp: BatchRamp,
     /// Ranks that share them.
     pub degree: usize,
+    /// Whether documents in one row see each other.
+    pub documents: Documents,
 }
 
 impl Recipe {
@@ -61,7 +66,7 @@ impl Recipe {
 }
 
 /// What a step found.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
     /// Mean loss over the step's tokens, all ranks, in nats.
     pub loss: f64,
@@ -73,13 +78,18 @@ pub struct StepOutcome {
     pub num_tokens: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
+    /// The summed loss of each of this rank's micro-batches, in order.
+    pub micro_losses: Vec<f64>,
+    /// How the step went wrong, if it did: the same on every rank. Nothing was updated then, and
+    /// the sums of gradients are still there.
+    pub tripped: Option<Tripped>,
 }
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
-/// update. A loss or gradient that is not finite is an error on every rank, before any update.
+/// update, unless the loss or the gradient went wrong. No target at all is an error on every rank.
 ///
 /// # Errors
-/// If data cannot be read, a collective fails, or the loss or gradient is not finite.
+/// If data cannot be read, no target counts, or a collective fails.
 ///
 /// # Collectives
 /// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
@@ -94,7 +104,7 @@ pub fn train_step(
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
-    let mine = gradients(recipe, state, (batches, held), traffic, clock)?;
+    let (mine, micro_losses) = gradients(recipe, state, (batches, held), traffic, clock)?;
 
     clock.enter(Phase::Reduce);
     let StepNumbers { loss, num_tokens, stops } =
@@ -102,17 +112,23 @@ pub fn train_step(
     traffic.sums.finish()?;
 
     clock.enter(Phase::Clip);
+    if num_tokens == 0 {
+        return Err(Error::NoTargets { step: state.step + 1 });
+    }
     let num_tokens_f64 = num_tokens as f64;
     let loss = loss.value() / num_tokens_f64;
     let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
     let grad_norm = squared_norm.sqrt() / num_tokens_f64;
-    if !(loss.is_finite() && grad_norm.is_finite()) {
-        return Err(Error::NotFinite { step: state.step + 1, loss, grad_norm });
+    let lr = recipe.schedule.lr(state.step);
+    let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
+    let stop = stops > 0;
+    let outcome = StepOutcome { loss, grad_norm, lr, num_tokens, stop, micro_losses, tripped };
+    if tripped.is_some() {
+        return Ok(outcome);
     }
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
     clock.enter(Phase::Optim);
-    let lr = recipe.schedule.lr(state.step);
     let count_offsets = state.count_offsets.clone();
     let update = Update {
         rules: &recipe.rules,
@@ -120,7 +136,7 @@ pub fn train_step(
         lr,
         weight_decay: recipe.weight_decay.multiplier(state.step),
         grad_scale: clip / num_tokens_f64,
-        step: state.step + 1,
+        step: state.num_updates() + 1,
         count_offsets: &count_offsets,
         averaging_weight: recipe.schedule.averaging_weight(state.step),
         seed: recipe.seed,
@@ -128,7 +144,8 @@ pub fn train_step(
     apply(&recipe.compute, &mut state.units, &update, traffic)?;
     state.step += 1;
     state.num_tokens += num_tokens;
-    Ok(StepOutcome { loss, grad_norm, lr, num_tokens, stop: stops > 0 })
+    state.history.note_update((state.step, recipe.guard.window()), loss, grad_norm);
+    Ok(outcome)
 }
 
 /// Estimates the curvature if it is due, and returns the step's micro-batches, which were read for
@@ -150,7 +167,7 @@ fn estimate_curvature(
         let number = assignment.micro_batch(index, rank);
         let tokens = match (number, rounds.last()) {
             (None, Some(last)) => last.tokens.shallow_clone(),
-            _ => next_tokens(compute, batches, clock)?,
+            _ => next_tokens(recipe, batches, clock)?,
         };
         rounds.push(Held { tokens, number });
     }
@@ -160,16 +177,17 @@ fn estimate_curvature(
 }
 
 fn next_tokens(
-    compute: &Compute,
+    recipe: &Recipe,
     batches: &mut Prefetcher,
     clock: &mut Clock,
 ) -> Result<Tokens, Error> {
     clock.enter(Phase::Data);
     let batch = batches.next()?;
-    Ok(Tokens::new(compute, &batch.tokens, batch.batch_size))
+    Ok(Tokens::of_batch(&recipe.compute, &batch, recipe.documents))
 }
 
-/// Forward and backward of this rank's micro-batches: the summed loss and the tokens.
+/// Forward and backward of this rank's micro-batches: the summed loss and the tokens, and the loss of
+/// each micro-batch.
 ///
 /// In a last round with fewer micro-batches than ranks, a rank without one computes its last one
 /// again and contributes nothing: so all ranks take part in the same collectives.
@@ -179,17 +197,17 @@ fn gradients(
     (batches, held): (&mut Prefetcher, Option<Vec<Held>>),
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<StepNumbers, Error> {
-    let Recipe { compute, .. } = recipe;
+) -> Result<(StepNumbers, Vec<f64>), Error> {
     let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
     for index in 0..num_rounds {
+        clock.begin_round(index as u64);
         let contributes = assignment.micro_batch(index, rank).is_some();
         if let Some(held) = &held {
             tokens = Some(held[index].tokens.shallow_clone());
         } else if contributes {
-            tokens = Some(next_tokens(compute, batches, clock)?);
+            tokens = Some(next_tokens(recipe, batches, clock)?);
         }
         let tokens = tokens.as_ref().expect("every rank has a micro-batch in the first round");
         let round = Round { first: index == 0, last: index + 1 == num_rounds, contributes };
@@ -202,6 +220,6 @@ fn gradients(
     let mut loss = ExactSum::new();
     let losses: Vec<f64> =
         Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
-    losses.into_iter().for_each(|value| loss.add(value));
-    Ok(StepNumbers { loss, num_tokens, stops: 0 })
+    losses.iter().for_each(|&value| loss.add(value));
+    Ok((StepNumbers { loss, num_tokens, stops: 0 }, losses))
 }

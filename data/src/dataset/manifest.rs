@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -171,6 +171,11 @@ impl Manifest {
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST_NAME);
         let manifest: Self = read_json(&path, "open the manifest")?;
+        let names = manifest.shards.iter().flat_map(|shard| [&shard.tokens, &shard.documents]);
+        if let Some(name) = names.into_iter().find(|name| !stays_below(name)) {
+            let cause = format!("file {name:?} is not in the manifest's folder");
+            return Err(SourceError::Damaged { path, cause }.into());
+        }
         if manifest.version == 1 && !manifest.shards.is_empty() {
             return Ok(manifest);
         }
@@ -203,6 +208,12 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+/// Whether a path names something below the folder that it starts from.
+fn stays_below(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    !name.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// SHA-256 of a file, in hexadecimal.

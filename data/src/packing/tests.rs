@@ -1,6 +1,6 @@
 //! Each packing shows whole documents where it says so, loses and repeats no more than it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -239,4 +239,28 @@ proptest! {
             }
         }
     }
+
+    #[test]
+    fn best_fit_is_the_plain_algorithm(
+        lengths in prop::collection::vec(1_u64..200, 0..400),
+        num_bins in 1_u64..=128,
+    ) {
+        let found = best_fit_decreasing(&lengths, num_bins, 199);
+        prop_assert_eq!(found, plain_best_fit(&lengths, num_bins, 199));
+    }
+}
+
+/// The algorithm as it is told: an ordered set of (room, bin).
+fn plain_best_fit(lengths: &[u64], num_bins: u64, capacity: u64) -> Vec<Option<u64>> {
+    let mut by_length: Vec<usize> = (0..lengths.len()).collect();
+    by_length.sort_by_key(|&item| std::cmp::Reverse(lengths[item]));
+    let mut room: BTreeSet<(u64, u64)> = (0..num_bins).map(|bin| (capacity, bin)).collect();
+    let mut bins = vec![None; lengths.len()];
+    for item in by_length {
+        let Some(&(left, bin)) = room.range((lengths[item], 0)..).next() else { continue };
+        room.remove(&(left, bin));
+        room.insert((left - lengths[item], bin));
+        bins[item] = Some(bin);
+    }
+    bins
 }

@@ -86,6 +86,7 @@ impl Handle {
             None => Ok(()),
             Some(Pending::Thread(completion)) => {
                 let start = Instant::now();
+                self.ledger.begin_wait();
                 let outcome = completion.wait();
                 self.ledger.add_exposed(start.elapsed().as_secs_f64());
                 outcome

@@ -64,6 +64,17 @@ pub struct InFlightCall {
     pub waiting_seconds: f64,
 }
 
+/// How far a rank has come in its calls.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallProgress {
+    /// Calls made.
+    pub made: u64,
+    /// Calls that are done.
+    pub completed: u64,
+    /// The oldest call that is not done, if the caller waits, and how long it has.
+    pub waiting: Option<InFlightCall>,
+}
+
 /// A call that is done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletedCall {
@@ -84,6 +95,9 @@ struct Entries {
     next_sequence: u64,
     totals: StepTotals,
     in_flight: BTreeMap<u64, (Call, Instant)>,
+    completed: u64,
+    /// Since when a caller waits.
+    waiting: Option<Instant>,
     recent: VecDeque<CompletedCall>,
     /// Calls that a device carries out in this order.
     on_device: VecDeque<(Call, Box<dyn Interval>)>,
@@ -95,6 +109,7 @@ impl Entries {
     /// Counts the end of a call.
     fn close(&mut self, call: &Call, communication_seconds: f64) {
         self.in_flight.remove(&call.sequence);
+        self.completed += 1;
         self.totals.communication_seconds += communication_seconds;
         if self.recent.len() == NUM_RECENT {
             self.recent.pop_front();
@@ -153,6 +168,17 @@ impl Ledger {
         self.lock().recent.iter().cloned().collect()
     }
 
+    /// How far this rank has come in its calls, without a look at a device: for another thread.
+    pub fn progress(&self) -> CallProgress {
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = entries.in_flight.values().next();
+        let waiting = entries.waiting.zip(oldest).map(|(since, (call, _))| InFlightCall {
+            call: call.clone(),
+            waiting_seconds: since.elapsed().as_secs_f64(),
+        });
+        CallProgress { made: entries.next_sequence, completed: entries.completed, waiting }
+    }
+
     /// Gives a request its number and counts it.
     pub(super) fn open(&self, request: &Request) -> Call {
         let mut entries = self.lock();
@@ -188,9 +214,16 @@ impl Ledger {
         self.lock().exposed_on_device.push_back(interval);
     }
 
-    /// Counts time that a caller spent waiting.
+    /// Notes that a caller begins to wait.
+    pub(super) fn begin_wait(&self) {
+        self.lock().waiting = Some(Instant::now());
+    }
+
+    /// Counts time that a caller spent waiting, which is over.
     pub(super) fn add_exposed(&self, seconds: f64) {
-        self.lock().totals.exposed_seconds += seconds;
+        let mut entries = self.lock();
+        entries.waiting = None;
+        entries.totals.exposed_seconds += seconds;
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {

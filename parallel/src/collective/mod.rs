@@ -13,7 +13,7 @@ use tch::Tensor;
 
 pub use call::{Call, Dtype, Onto, Operation, Reduction, Request};
 pub use handle::Handle;
-pub use ledger::{CompletedCall, InFlightCall, Ledger, OperationTotals, StepTotals};
+pub use ledger::{CallProgress, CompletedCall, InFlightCall, Ledger, OperationTotals, StepTotals};
 pub use local::LocalCollective;
 pub use mpi::MpiCollective;
 pub use nccl::NcclCollective;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -60,6 +60,10 @@ impl Manifest {
             let reason = format!("format is {}, expected {FORMAT}", manifest.format);
             return Err(Error::Json { path, reason });
         }
+        if let Some(file) = manifest.files.keys().find(|file| !stays_below(file)) {
+            let reason = format!("file {file:?} is not below the checkpoint's folder");
+            return Err(Error::Json { path, reason });
+        }
         Ok(manifest)
     }
 
@@ -99,6 +103,13 @@ impl Manifest {
         findings.extend(present.into_iter().map(|file| Finding::Foreign { file }));
         damaged_if_any(folder, findings)
     }
+}
+
+/// Whether a relative path names something below the folder that it starts from: parts with plain
+/// names only.
+pub(crate) fn stays_below(file: &str) -> bool {
+    let mut parts = Path::new(file).components();
+    !file.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 fn damaged_if_any(folder: &Path, findings: Vec<Finding>) -> Result<(), Error> {

@@ -15,26 +15,36 @@
 //! loads at any rank count and ZeRO stage. Nothing here knows tensors of the compute library:
 //! bytes go in and come out.
 
+mod diff;
 mod error;
+mod faults;
 mod find;
 mod hash;
+mod inventory;
 mod layout;
 mod manifest;
 mod open;
 mod record;
 mod retain;
 mod save;
+mod selection;
 mod staging;
 mod tensor_file;
 mod tensor_writer;
 #[cfg(test)]
 mod tests;
 
+pub use diff::{Difference, SettingDifference, TensorDifference, diff};
 pub use error::{Error, Finding, Mismatch};
+pub use faults::{Fault, faults};
 pub use find::{Damaged, Survey, Whole, latest, list, survey};
 pub use hash::{hash_masters, hash_tensors};
+pub use inventory::{Condition, Item, inventory};
+pub(crate) use manifest::stays_below;
 pub use open::Checkpoint;
 pub use record::{Dtype, RunStateRecord, TensorRecord, TensorSpec};
 pub use retain::{clear_stale, prune};
 pub use save::{Contents, ExtraFile, save};
+pub use selection::{Keep, remove_all, superfluous};
+pub(crate) use tensor_file::map_file;
 pub use tensor_file::{TensorFile, TensorView};

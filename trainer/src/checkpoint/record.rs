@@ -6,6 +6,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::guard::GuardRecord;
+
 /// The element types of stored tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dtype {
@@ -113,8 +115,14 @@ pub struct RunStateRecord {
     pub parameter_steps: BTreeMap<String, u64>,
     /// What the data was, to refuse to go on with other data.
     pub data_fingerprint: String,
+    /// The weights of a mixture's sources from step to step, as TOML; empty where there is none.
+    #[serde(default)]
+    pub data_stages: String,
     /// The resolved plan of the run, as TOML.
     pub plan_toml: String,
+    /// What the guards remember.
+    #[serde(default)]
+    pub guard: GuardRecord,
     /// The version of Grove that wrote the checkpoint.
     pub program_version: String,
 }

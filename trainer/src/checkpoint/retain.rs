@@ -19,16 +19,19 @@ use super::{Error, Whole, list};
 pub fn prune(run_folder: &Path, keep_last: NonZeroUsize) -> Result<Vec<Whole>, Error> {
     let mut old = list(run_folder)?;
     old.truncate(old.len().saturating_sub(keep_last.get()));
-    for Whole { step, folder } in &old {
-        let doomed = Entry::Partial(*step).path(run_folder);
-        at("remove", &doomed, || match fs::remove_dir_all(&doomed) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            outcome => outcome,
-        })?;
-        at("rename", folder, || fs::rename(folder, &doomed))?;
-        at("remove", &doomed, || fs::remove_dir_all(&doomed))?;
-    }
+    old.iter().try_for_each(|whole| remove(run_folder, whole))?;
     Ok(old)
+}
+
+/// Removes one checkpoint, its name first.
+pub(super) fn remove(run_folder: &Path, Whole { step, folder }: &Whole) -> Result<(), Error> {
+    let doomed = Entry::Partial(*step).path(run_folder);
+    at("remove", &doomed, || match fs::remove_dir_all(&doomed) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    })?;
+    at("rename", folder, || fs::rename(folder, &doomed))?;
+    at("remove", &doomed, || fs::remove_dir_all(&doomed))
 }
 
 /// Removes what saves and removals that did not end have left; [`super::save`] does it first.

@@ -36,6 +36,15 @@ impl TensorFile {
     /// [`Error::Io`] if it cannot be opened, [`Error::Header`] if it is no safetensors file,
     /// [`Error::UnknownDtype`] if Grove does not use the element type of a tensor.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_without(path, |_| false)
+    }
+
+    /// Opens a file as [`TensorFile::open`] does, as if it did not have the tensors with these
+    /// names; they may have any element type.
+    ///
+    /// # Errors
+    /// As [`TensorFile::open`].
+    pub fn open_without(path: &Path, is_unwanted: impl Fn(&str) -> bool) -> Result<Self, Error> {
         let map = map_file(path)?;
         let (header_bytes, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
             Error::Header { path: path.to_path_buf(), reason: error.to_string() }
@@ -43,7 +52,7 @@ impl TensorFile {
         // Offsets in the header count from its end; the length itself takes 8 bytes before it.
         let start = 8 + header_bytes;
         let mut tensors = BTreeMap::new();
-        for name in metadata.offset_keys() {
+        for name in metadata.offset_keys().into_iter().filter(|name| !is_unwanted(name)) {
             let info = metadata.info(&name).expect("the name comes from the same header");
             let dtype = dtype_of(info.dtype).ok_or_else(|| Error::UnknownDtype {
                 path: path.to_path_buf(),
@@ -120,7 +129,11 @@ impl TensorFile {
     }
 }
 
-fn map_file(path: &Path) -> Result<Mmap, Error> {
+/// Maps a whole file for reading.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be opened or mapped.
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, Error> {
     let open = || {
         let file = File::open(path)?;
         // SAFETY: a published checkpoint is never written again, only removed, and a removed

@@ -10,8 +10,10 @@ use tempfile::TempDir;
 
 use super::layout::Entry;
 use super::*;
+use crate::guard::GuardRecord;
 
 mod damage;
+mod inspection;
 
 fn bytes_of(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -29,7 +31,9 @@ fn run_state(step: u64) -> RunStateRecord {
         seed: 7,
         parameter_steps: BTreeMap::from([("a".to_string(), step), ("b".to_string(), 1)]),
         data_fingerprint: "f00d".to_string(),
+        data_stages: String::new(),
         plan_toml: "seed = 7\n[model]\n".to_string(),
+        guard: GuardRecord { loss_bits: vec![1.5f64.to_bits()], ..GuardRecord::default() },
         program_version: "0.1.0".to_string(),
     }
 }

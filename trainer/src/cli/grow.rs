@@ -10,7 +10,7 @@ use grove_data::{TokenFile, Validation};
 use grove_parallel::LocalCollective;
 use tch::Tensor;
 
-use crate::checkpoint::{ExtraFile, hash_masters};
+use crate::checkpoint::hash_masters;
 use crate::config::{self, DataSource, GrowthPlan, Plan, Precision};
 use crate::corpus::{self, Data};
 use crate::error::Error;
@@ -19,6 +19,7 @@ use crate::growth::ligo::{Learned, Learning, NOISE, learn};
 use crate::growth::shape::{with_layers, with_widths};
 use crate::growth::start::grown_source;
 use crate::growth::{Parts, Steps, StoredModel, explain, grow, states, writing};
+use crate::guard::Exclusions;
 use crate::recipe::rules_of;
 use crate::signals::StopRequest;
 
@@ -81,7 +82,7 @@ impl Grow {
             explain(&*grown).iter().try_for_each(|line| writeln!(out, "{line}"))?;
         }
         let Some(folder) = &self.out else { return Ok(()) };
-        let files = tokenizer_files(&source);
+        let files = source.files();
         let checkpoint = writing::write(&*grown, (&plan, &rules), spent, (folder, files))?;
         let certificate = self.certificate((&source, &*grown), (&plan, growth), &checkpoint)?;
         let path = folder.join("growth.json");
@@ -162,7 +163,8 @@ impl Grow {
 /// The plan's validation data, if it is there as tokens.
 fn held_out(plan: &Plan) -> Option<Validation> {
     plan.eval?;
-    Data::open(plan).ok()?.validation(plan).ok()
+    let windows = Data::open(plan).ok()?.validation(plan).ok()?;
+    windows.into_iter().next().map(|(_, windows)| windows)
 }
 
 /// Learns the map from the config's training data, a micro-batch a step.
@@ -186,7 +188,9 @@ fn learned(
             .with_context(|| format!("make {}", plan.run.dir.display()))?;
     }
     corpus::prepare(plan, &alone, &StopRequest::never())?;
-    let prefetcher = Data::open(plan)?.batches(plan, &alone, 0)?;
+    let stages = corpus::stages(plan, &[], 0);
+    let from = (0, &Exclusions::default());
+    let prefetcher = Data::open(plan)?.batches(plan, &alone, from, &stages)?;
     let mut batches = std::iter::repeat_with(|| {
         let batch = prefetcher.next()?;
         let ids: Vec<i64> = batch.tokens.iter().map(|&id| i64::from(id)).collect();
@@ -197,14 +201,6 @@ fn learned(
         writeln!(out, "learned in {} steps: loss {first:.4} -> {last:.4}", learned.losses.len())?;
     }
     Ok(learned)
-}
-
-fn tokenizer_files(source: &StoredModel) -> Vec<ExtraFile<'static>> {
-    const NAMES: [&str; 4] =
-        ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"];
-    let files = NAMES.map(|name| source.folder().join(name));
-    let present = files.into_iter().filter(|path| path.exists());
-    present.map(|from| ExtraFile::Copy { from }).collect()
 }
 
 fn say(certificate: &Certificate, checkpoint: &Path, out: &mut dyn Write) -> Result<()> {

@@ -5,18 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use toml::{Table, Value};
 
 use super::layers::flatten;
-use super::plan::{OnChange, Plan};
+use super::plan::{DataSource, OnChange, Plan, SourcePlan};
 
-/// Keys and tables that may change over a resume: where results go, how often things are reported,
-/// and how the same numbers are computed (to rounding). All others have a meaning, new keys too
+/// Keys and tables that may change over a resume: later shares of a mixture, where results go, how
+/// often things are reported, how the same numbers are computed (to rounding), and what happens when
+/// something goes wrong. All others have a meaning, new keys too
 /// until they are added here.
 const HARMLESS: &[&str] = &[
+    "data.stages",
     "device",
     "run.dir",
     "memory.",
     "parallel.",
     "eval.",
     "checkpoint.",
+    "guard.",
+    "watchdog.",
     "metrics.",
     "profile.",
     "sample.",
@@ -30,6 +34,10 @@ impl Plan {
     ///
     /// `self` is the plan of the checkpoint, `other` the plan of the resuming run. A change of
     /// `run.steps` counts unless both schedules are constant, since every other shape depends on it.
+    ///
+    /// Shares of a mixture may change, and sources may come: what was drawn before stays as it was,
+    /// which the run's state records. A source that was there must stay, with its limit of epochs
+    /// and its part for validation.
     ///
     /// With `optim.on_change = "reset"` in `other`, its `[optim]` may be another; and `[schedule]`,
     /// `run.steps` and `optim.lr` if the checkpoint, after `step` steps, is where its
@@ -47,6 +55,7 @@ impl Plan {
         keys.into_iter()
             .filter(|key| before.get(*key) != after.get(*key) && !is_harmless(key))
             .filter(|key| !(steps_are_harmless && *key == "run.steps"))
+            .filter(|key| !(*key == "data.sources" && keeps_sources(self, other)))
             .filter(|key| !other.allows_change(key, step))
             .map(|key| format!("{key}: {} -> {}", shown(&before, key), shown(&after, key)))
             .collect()
@@ -67,6 +76,19 @@ impl Plan {
         let table = table.expect("a plan holds only TOML types, and its integers fit in i64");
         flatten(table).into_iter().collect()
     }
+}
+
+/// Whether all sources of a mixture are in another one, with the same training tokens.
+fn keeps_sources(before: &Plan, after: &Plan) -> bool {
+    let (DataSource::Sources(before), DataSource::Sources(after)) =
+        (&before.data.source, &after.data.source)
+    else {
+        return false;
+    };
+    let is_same = |old: &SourcePlan, new: &SourcePlan| {
+        (&old.name, old.max_epochs, &old.validation) == (&new.name, new.max_epochs, &new.validation)
+    };
+    before.iter().all(|old| after.iter().any(|new| is_same(old, new)))
 }
 
 fn is_harmless(key: &str) -> bool {

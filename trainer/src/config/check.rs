@@ -8,6 +8,7 @@ use toml::Value;
 use super::error::ConfigError;
 use super::layers::{Origin, Settings, described};
 use super::schema::{self, Applies, EXCLUSIVE, KEYS, Key, Kind};
+use super::tables;
 
 /// Checks `settings` and brings them into their final form: keys that a higher layer has made
 /// pointless are dropped, and input paths are resolved.
@@ -39,6 +40,8 @@ fn known_and_typed(settings: &Settings) -> Vec<ConfigError> {
                 problems.push(wrong(path, expected, described(&setting.value)));
             } else if key.kind == Kind::Stages {
                 problems.extend(super::stages::problems(&setting.value, &origin));
+            } else if let Kind::Tables(keys) = key.kind {
+                problems.extend(tables::problems((path, keys), &setting.value, &origin));
             }
         } else if schema::is_table(path) {
             problems.push(wrong(path, "a table".to_owned(), described(&setting.value)));
@@ -64,6 +67,9 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Count => value.as_integer().is_some_and(|integer| integer >= 0),
         Kind::Number => is_number(value),
         Kind::Pair => value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_number)),
+        Kind::Counts => value.as_array().is_some_and(|values| {
+            values.iter().all(|value| value.as_integer().is_some_and(|integer| integer >= 0))
+        }),
         Kind::Range => {
             let is_count = |value: &Value| value.as_integer().is_some_and(|integer| integer >= 0);
             value.as_array().is_some_and(|v| v.len() == 2 && v.iter().all(is_count))
@@ -73,6 +79,8 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::InputPath | Kind::Tokenizer => value.as_str().is_some_and(|text| !text.is_empty()),
         Kind::OneOf(words) => value.as_str().is_some_and(|text| words.contains(&text)),
         Kind::Stages => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
+        Kind::Weights => value.as_table().is_some_and(|t| t.iter().all(|(_, v)| is_number(v))),
+        Kind::Tables(_) => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
     };
     if fits {
         return None;
@@ -93,6 +101,7 @@ pub(super) fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
+        Kind::Counts => "an array of integers of at least 0".to_owned(),
         Kind::Pair => "an array of two finite numbers".to_owned(),
         Kind::Range => "an array of two integers of at least 0".to_owned(),
         Kind::Flag => "true or false".to_owned(),
@@ -104,6 +113,8 @@ pub(super) fn type_name(kind: Kind) -> String {
             let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
             quoted.join(" or ")
         }
+        Kind::Weights => "a table of numbers by name, such as { web = 0.7, code = 0.3 }".to_owned(),
+        Kind::Tables(_) => "an array of tables".to_owned(),
     }
 }
 
@@ -196,6 +207,8 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let because = format!("schedule.kind = {own:?}");
             blocked(kinds.contains(&own), "schedule.kind", because)
         }
+        Applies::OneSource | Applies::Mixture | Applies::Documents => of_data(settings, applies),
+        Applies::Validation => validation(settings),
         Applies::Parametrization(wanted) => {
             let own = word("model.parametrization", "standard");
             let because = format!("model.parametrization = {own:?}");
@@ -218,12 +231,6 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
         Applies::Ramp => {
             let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
             blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
-        }
-        Applies::Validation => {
-            let keys = ["data.validation_fraction", "data.validation_tokens"];
-            let some = keys.iter().any(|key| settings.by_path.contains_key(*key));
-            let because = "neither data.validation_fraction nor data.validation_tokens is set";
-            blocked(some, keys[0], because.to_owned())
         }
         Applies::Sampling => {
             let tokens = settings.number("sample.tokens").unwrap_or(0.0);
@@ -254,11 +261,71 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let some = settings.by_path.contains_key("init.from");
             blocked(some, "init.from", "init.from is not set".to_owned())
         }
+        Applies::Spikes => {
+            let zscore = settings.number("guard.spike_zscore").unwrap_or(0.0);
+            let because = "guard.spike_zscore = 0 looks for no spikes".to_owned();
+            blocked(zscore != 0.0, "guard.spike_zscore", because)
+        }
+        Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
             let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
         }
     }
+}
+
+/// What goes wrong may skip or rewind, at a spike too where spikes are looked for.
+fn guarded(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let non_finite = settings.text("guard.non_finite").unwrap_or("stop");
+    let looks = settings.number("guard.spike_zscore").is_some_and(|zscore| zscore != 0.0);
+    let spike = settings.text("guard.spike").unwrap_or("skip");
+    let fits = |policy| match applies {
+        Applies::Rewinds => policy == "rewind",
+        _ => policy != "stop",
+    };
+    let wanted = if applies == Applies::Rewinds { "rewinds" } else { "skips or rewinds" };
+    let because = format!("guard.non_finite = {non_finite:?} and no spike {wanted}");
+    let holds = fits(non_finite) || (looks && fits(spike));
+    (!holds).then_some(Obstacle { key: "guard.non_finite", because })
+}
+
+/// The conditions of `[data]` itself.
+fn of_data(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let is_set = |key: &str| settings.by_path.contains_key(key);
+    let (holds, key, because) = match applies {
+        Applies::OneSource => {
+            let because = "data.sources is set, whose tables have this key".to_owned();
+            (!is_set("data.sources"), "data.sources", because)
+        }
+        Applies::Mixture => {
+            let cause = if is_set("data.text") { "data.text" } else { "data.tokens" };
+            (is_set("data.sources"), cause, "data.sources is not set".to_owned())
+        }
+        _ => {
+            let packing = settings.text("data.packing").unwrap_or("contiguous");
+            let because = format!("data.packing = {packing:?} does not mind documents");
+            (packing != "contiguous", "data.packing", because)
+        }
+    };
+    (!holds).then_some(Obstacle { key, because })
+}
+
+fn validation(settings: &Settings) -> Option<Obstacle> {
+    let keys = ["data.validation_fraction", "data.validation_tokens"];
+    let is_set = |key: &str| settings.by_path.contains_key(key);
+    let (some, key, because) = match is_set("data.sources") {
+        true => (
+            tables::have_validation(settings),
+            "data.sources",
+            "no table of data.sources has validation_fraction or validation_tokens",
+        ),
+        false => (
+            keys.into_iter().any(is_set),
+            keys[0],
+            "neither data.validation_fraction nor data.validation_tokens is set",
+        ),
+    };
+    (!some).then(|| Obstacle { key, because: because.to_owned() })
 }
 
 fn own_head(settings: &Settings) -> Option<Obstacle> {
@@ -277,6 +344,9 @@ fn own_head(settings: &Settings) -> Option<Obstacle> {
 fn resolve_input_paths(settings: &mut Settings) {
     for (path, setting) in &mut settings.by_path {
         let kind = schema::find(path).map(|key| key.kind);
+        if let (Some(Kind::Tables(keys)), Origin::File(file)) = (kind, &setting.origin) {
+            tables::resolve_input_paths(keys, &mut setting.value, file);
+        }
         let (Value::String(written), Origin::File(file)) = (&setting.value, &setting.origin) else {
             continue;
         };
@@ -285,9 +355,15 @@ fn resolve_input_paths(settings: &mut Settings) {
             Some(Kind::Tokenizer) => written != "bytes",
             _ => false,
         };
-        let beside: PathBuf = file.with_file_name("").join(written);
-        if is_path && !Path::new(written).exists() && beside.exists() {
-            setting.value = Value::String(beside.display().to_string());
+        if let (true, Some(beside)) = (is_path, beside(file, written)) {
+            setting.value = Value::String(beside);
         }
     }
+}
+
+/// A path relative to the folder of `file`, if it exists there and not from the current directory.
+pub(super) fn beside(file: &Path, written: &str) -> Option<String> {
+    let beside: PathBuf = file.with_file_name("").join(written);
+    let is_there = !Path::new(written).exists() && beside.exists();
+    is_there.then(|| beside.display().to_string())
 }

@@ -24,6 +24,7 @@ mod resolve;
 mod run_config;
 mod schema;
 mod stages;
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -33,11 +34,11 @@ pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, DepthGrowth, Derived,
-    Device, EvalPlan, Group, GroupPlan, GrowthPlan, Home, InitPlan, InitScheme, MemoryPlan,
-    MetricsPlan, MomentGrowth, OnChange, OptimPlan, ParallelPlan, PhaseMode, Plan, Probe,
-    ProfilePlan, Recompute, Reduction, ResidualGrowth, Rule, RuleName, RunPlan, SamplePlan,
-    Schedule, SchedulePlan, ScheduleUnit, StagePlan, StateDtype, Tokenizer, Validation,
-    WidthGrowth,
+    Device, EvalPlan, Group, GroupPlan, GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan,
+    InitScheme, MemoryPlan, MetricsPlan, MomentGrowth, OnChange, OptimPlan, Packing, ParallelPlan,
+    PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute, Reduction, ResidualGrowth, Rule,
+    RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, SourcePlan, StagePlan,
+    StateDtype, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
 };
 use run_config::RunConfig;
 

@@ -1,6 +1,8 @@
 //! A run as resolved: every number final. The shape is that of the file, so that a printed plan is
 //! itself a configuration, apart from its `[derived]` table.
 
+mod data;
+mod guard;
 mod init;
 mod optim;
 mod schedule;
@@ -12,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
 
+pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
+pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::{
-    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, ResidualGrowth, StagePlan,
+    DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, ResidualGrowth,
     WidthGrowth,
 };
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
@@ -32,7 +36,8 @@ pub struct Plan {
     pub run: RunPlan,
     /// The model, under its Hugging Face keys.
     pub model: ModelConfig,
-    /// What its weights start from.
+    /// What the weights start from.
+    #[serde(default)]
     pub init: InitPlan,
     /// What to read.
     pub data: DataPlan,
@@ -51,6 +56,12 @@ pub struct Plan {
     pub eval: Option<EvalPlan>,
     /// Checkpoints.
     pub checkpoint: CheckpointPlan,
+    /// What happens at a step that goes wrong.
+    #[serde(default)]
+    pub guard: GuardPlan,
+    /// What happens when a rank hangs.
+    #[serde(default)]
+    pub watchdog: WatchdogPlan,
     /// What is reported.
     pub metrics: MetricsPlan,
     /// Which steps are traced.
@@ -61,7 +72,7 @@ pub struct Plan {
     pub sample: Option<SamplePlan>,
     /// The stages in which the model grows, in order; `model` is the one before them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub growth: Vec<StagePlan>,
+    pub growth: Vec<GrowthStage>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }
@@ -123,66 +134,6 @@ pub struct RunPlan {
     pub dir: PathBuf,
     /// Number of optimizer steps.
     pub steps: u64,
-}
-
-/// `[data]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DataPlan {
-    /// The training data; in TOML the key `tokens` or `text`.
-    #[serde(flatten)]
-    pub source: DataSource,
-    /// The tokenizer: always there for text, and wherever samples are drawn.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokenizer: Option<Tokenizer>,
-    /// The validation data; in TOML the key `validation_fraction` or `validation_tokens`.
-    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
-    pub validation: Option<Validation>,
-}
-
-/// The training data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DataSource {
-    /// A token file.
-    Tokens(PathBuf),
-    /// A text file, to be tokenized first.
-    Text(PathBuf),
-}
-
-/// How text becomes tokens; in TOML one string.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "String", into = "String")]
-pub enum Tokenizer {
-    /// Each byte is a token, 256 in all.
-    Bytes,
-    /// A `tokenizer.json`.
-    File(PathBuf),
-}
-
-impl From<String> for Tokenizer {
-    fn from(text: String) -> Self {
-        if text == "bytes" { Self::Bytes } else { Self::File(text.into()) }
-    }
-}
-
-impl From<Tokenizer> for String {
-    fn from(tokenizer: Tokenizer) -> Self {
-        match tokenizer {
-            Tokenizer::Bytes => "bytes".to_owned(),
-            Tokenizer::File(path) => path.display().to_string(),
-        }
-    }
-}
-
-/// The validation data.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub enum Validation {
-    /// This part of the training data, kept out of training; above 0, below 1.
-    #[serde(rename = "validation_fraction")]
-    Fraction(f64),
-    /// A token file of its own.
-    #[serde(rename = "validation_tokens")]
-    Tokens(PathBuf),
 }
 
 /// `[batch]`: a step is `micro_batches` passes over `[micro_batch_size, sequence_length]` tokens.

@@ -1,5 +1,6 @@
 //! A run as the user wrote it: the TOML file's tables, with nothing filled in.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -8,10 +9,10 @@ use toml::Table;
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
-use super::stages::{InitTable, StageTable};
+use super::stages::{GrowthStageTable, InitTable};
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, PhaseMode, Probe, Recompute, Reduction, RuleName,
-    ScheduleUnit, StateDtype, Tokenizer,
+    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Recompute,
+    Reduction, RuleName, ScheduleUnit, StateDtype, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -30,7 +31,7 @@ pub(super) struct RunConfig {
     #[serde(default)]
     pub(super) init: InitTable,
     #[serde(default)]
-    pub(super) growth: Vec<StageTable>,
+    pub(super) growth: Vec<GrowthStageTable>,
     /// `[model]` as written, which stages change.
     #[serde(skip)]
     pub(super) written_model: Table,
@@ -49,6 +50,10 @@ pub(super) struct RunConfig {
     pub(super) eval: EvalTable,
     #[serde(default)]
     pub(super) checkpoint: CheckpointTable,
+    #[serde(default)]
+    pub(super) guard: GuardTable,
+    #[serde(default)]
+    pub(super) watchdog: WatchdogTable,
     #[serde(default)]
     pub(super) metrics: MetricsTable,
     #[serde(default)]
@@ -144,9 +149,34 @@ pub(super) enum Family {
 pub(super) struct DataTable {
     pub(super) tokens: Option<PathBuf>,
     pub(super) text: Option<PathBuf>,
+    pub(super) sources: Option<Vec<SourceTable>>,
+    pub(super) stages: Option<Vec<StageTable>>,
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) validation_fraction: Option<f64>,
     pub(super) validation_tokens: Option<PathBuf>,
+    pub(super) packing: Option<Packing>,
+    pub(super) mask_documents: Option<bool>,
+}
+
+/// A table of `data.sources`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SourceTable {
+    pub(super) name: String,
+    pub(super) tokens: PathBuf,
+    pub(super) weight: Option<f64>,
+    pub(super) max_epochs: Option<f64>,
+    pub(super) validation_fraction: Option<f64>,
+    pub(super) validation_tokens: Option<PathBuf>,
+}
+
+/// A table of `data.stages`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StageTable {
+    pub(super) from_step: Option<u64>,
+    pub(super) from_tokens: Option<u64>,
+    pub(super) weights: BTreeMap<String, f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -256,6 +286,27 @@ pub(super) struct CheckpointTable {
     pub(super) every: Option<u64>,
     pub(super) keep_last: Option<u64>,
     pub(super) resume: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GuardTable {
+    pub(super) non_finite: Option<Policy>,
+    pub(super) spike_zscore: Option<f64>,
+    pub(super) spike: Option<Policy>,
+    pub(super) spike_window: Option<usize>,
+    pub(super) max_trips: Option<u64>,
+    pub(super) snapshot_every: Option<u64>,
+    pub(super) exclude_steps: Option<Vec<u64>>,
+    pub(super) black_box: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WatchdogTable {
+    pub(super) stall_seconds: Option<f64>,
+    pub(super) beat_seconds: Option<f64>,
+    pub(super) address: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -7,6 +7,8 @@ pub(super) enum Kind {
     Count,
     /// A finite number.
     Number,
+    /// Integers of at least 0.
+    Counts,
     /// Two finite numbers.
     Pair,
     /// Two integers of at least 0.
@@ -23,6 +25,10 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// An array of tables, the stages of a run; see [`super::stages`].
     Stages,
+    /// Numbers by name.
+    Weights,
+    /// An array of tables with these keys, whose paths are their names alone.
+    Tables(&'static [Key]),
 }
 
 /// When a key takes effect.
@@ -38,6 +44,12 @@ pub(super) enum Applies {
     Schedule(&'static [&'static str]),
     /// With a part of the data kept for validation.
     Validation,
+    /// Without `data.sources`, whose tables have keys of their own for this.
+    OneSource,
+    /// With `data.sources`.
+    Mixture,
+    /// With a `data.packing` that minds documents.
+    Documents,
     /// With `sample.tokens` above 0.
     Sampling,
     /// With samples drawn at random, not by the largest logit.
@@ -62,10 +74,16 @@ pub(super) enum Applies {
     From,
     /// With one of these `model.rope_scaling.rope_type`s.
     RopeType(&'static [&'static str]),
+    /// With spikes looked for.
+    Spikes,
+    /// Where a step that goes wrong may not end the run.
+    GoesOn,
+    /// Where a step that goes wrong may take the run back.
+    Rewinds,
 }
 
 /// One key of the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
     /// The full path, such as `optim.lr`.
     pub(super) path: &'static str,
@@ -101,10 +119,14 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, DecayShape, Family, From, Mode, OwnHead, Parametrization, Phase, Ramp,
-    RandomSampling, RopeType, Rule, Sampling, Schedule, Validation,
+    Biases, Decay, DecayShape, Documents, Family, From, GoesOn, Mixture, Mode, OneSource, OwnHead,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Schedule,
+    Spikes, Validation,
 };
-use Kind::{Count, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Text, Tokenizer};
+use Kind::{
+    Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Tables, Text, Tokenizer,
+    Weights,
+};
 
 const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
@@ -115,6 +137,24 @@ const SOPHIA: Applies = Rule(&["sophia_g", "sophia_h"]);
 /// The rules that a group may have for itself.
 const RULES: &[&str] =
     &["adamw", "lion", "adamw_8bit", "lion_8bit", "sophia_g", "sophia_h", "schedule_free"];
+
+const POLICIES: &[&str] = &["stop", "skip", "rewind"];
+/// The keys of a table of `data.sources`.
+const SOURCE: &[Key] = &[
+    key("name", Text, "what stages and metrics call the source").required(),
+    key("tokens", InputPath, "a token file or folder").required(),
+    key("weight", Number, "its weight until the first stage"),
+    key("max_epochs", Number, "the epochs after which it is used no more"),
+    key("validation_fraction", Number, "the part of it kept for validation"),
+    key("validation_tokens", InputPath, "a token file for its validation"),
+];
+
+/// The keys of a table of `data.stages`.
+const STAGE: &[Key] = &[
+    key("from_step", Count, "the first step of the stage"),
+    key("from_tokens", Count, "the tokens of a run before the stage"),
+    key("weights", Weights, "the weights of the sources, by name").required(),
+];
 
 /// Every key, in the order of `configs/reference.toml`.
 #[rustfmt::skip]
@@ -168,9 +208,13 @@ pub(super) const KEYS: &[Key] = &[
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
+    key("data.sources", Tables(SOURCE), "the sources of a mixture, a table [[data.sources]] each"),
+    key("data.stages", Tables(STAGE), "later weights of a mixture, a table [[data.stages]] each").only(Mixture),
     key("data.tokenizer", Tokenizer, "\"bytes\" or a tokenizer file"),
-    key("data.validation_fraction", Number, "the part of the data kept for validation"),
-    key("data.validation_tokens", InputPath, "a token file for validation"),
+    key("data.validation_fraction", Number, "the part of the data kept for validation").only(OneSource),
+    key("data.validation_tokens", InputPath, "a token file for validation").only(OneSource),
+    key("data.packing", OneOf(&["contiguous", "contiguous_by_document", "document_aligned", "best_fit"]), "how documents are laid into rows"),
+    key("data.mask_documents", Flag, "whether documents of one row do not see each other").only(Documents),
 
     key("batch.sequence_length", Count, "the tokens of one sequence").required(),
     key("batch.micro_batch_size", Count, "the sequences of one forward pass").required(),
@@ -238,6 +282,19 @@ pub(super) const KEYS: &[Key] = &[
     key("checkpoint.keep_last", Count, "how many checkpoints stay"),
     key("checkpoint.resume", Flag, "whether to go on from the newest checkpoint in run.dir"),
 
+    key("guard.non_finite", OneOf(POLICIES), "what a loss or gradient that is not finite leads to"),
+    key("guard.spike_zscore", Number, "the robust z-score of a spike, 0 for none"),
+    key("guard.spike", OneOf(POLICIES), "what a spike leads to").only(Spikes),
+    key("guard.spike_window", Count, "the past steps that a spike stands out from").only(Spikes),
+    key("guard.max_trips", Count, "the steps in a row that may go wrong").only(GoesOn),
+    key("guard.snapshot_every", Count, "the steps between snapshots in host memory, 0 for none").only(Rewinds),
+    key("guard.exclude_steps", Counts, "the steps, from 1, whose data is left out"),
+    key("guard.black_box", Flag, "whether a step that goes wrong leaves a folder"),
+
+    key("watchdog.stall_seconds", Number, "the seconds without progress of a stall, 0 for no watchdog"),
+    key("watchdog.beat_seconds", Number, "the seconds between a rank's beats"),
+    key("watchdog.address", Text, "the IP address to listen on for other hosts, \"\" to choose one"),
+
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),
     key("metrics.peak_tflops", Number, "the peak of one rank, 0 to have it measured"),
@@ -253,8 +310,12 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 /// Pairs of which at most one key may be set.
-pub(super) const EXCLUSIVE: [(&str, &str); 2] =
-    [("data.tokens", "data.text"), ("data.validation_fraction", "data.validation_tokens")];
+pub(super) const EXCLUSIVE: [(&str, &str); 4] = [
+    ("data.tokens", "data.text"),
+    ("data.tokens", "data.sources"),
+    ("data.text", "data.sources"),
+    ("data.validation_fraction", "data.validation_tokens"),
+];
 
 /// Names that other trainers use, and the key that means the same here.
 const ALIASES: &[(&str, &str)] = &[

@@ -35,7 +35,7 @@ pub(super) struct GrowthTable {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub(super) struct StageTable {
+pub(super) struct GrowthStageTable {
     pub(super) at_step: u64,
     pub(super) schedule: Option<PhaseMode>,
     #[serde(default)]

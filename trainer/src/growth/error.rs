@@ -21,15 +21,6 @@ pub enum Error {
          init.from alone"
     )]
     LearnedApart,
-    /// The folder holds no model.
-    #[error(
-        "{} holds no model to grow: expected config.json beside model.safetensors, or \
-         grove/masters.safetensors; import other forms first", .folder.display()
-    )]
-    NoModel {
-        /// The folder.
-        folder: PathBuf,
-    },
     /// The optimizer's state in the checkpoint cannot be taken over.
     #[error(
         "{} has optimizer state {found}, but optim.rule needs {expected}; use the source's rule, or \
@@ -143,12 +134,6 @@ pub enum Problem {
         /// The source's.
         found: usize,
     },
-    /// Shapes differ and growth was not asked for.
-    #[error(
-        "its parameters have other names or shapes, and init.from alone takes a model as it is; make \
-         [model] equal to the source's, or say how to grow with [init.growth]"
-    )]
-    NotGrown,
     /// Ids mean other tokens.
     #[error(
         "data.tokenizer {target} makes other tokens than the source's {found}; use the source's \

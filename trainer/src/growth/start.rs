@@ -12,14 +12,13 @@ use super::schemes::assign;
 use super::stored::StoredModel;
 use super::{Problem, states};
 use crate::checkpoint::Checkpoint;
-use crate::config::{GrowthPlan, MomentGrowth, Plan, StagePlan, Tokenizer};
+use crate::config::{GrowthPlan, GrowthStage, Plan, Tokenizer};
 use crate::error::Error;
+use crate::guard::History;
 use crate::loaded::tokenizer_of;
 use crate::model::compute::Compute;
+use crate::starting;
 use crate::state::RunState;
-
-/// A model taken as it is, weights only.
-const AS_IT_IS: GrowthPlan = GrowthPlan { moments: MomentGrowth::Fresh, ..GrowthPlan::DEFAULT };
 
 /// Fills a new run's state: with initial values, or with the model that the plan starts from,
 /// grown if it says so. Tokens and FLOPs of a grown source are carried on, so that costs are those
@@ -32,22 +31,17 @@ pub fn start(
     compute: &Compute,
     (state, rules): (&mut RunState, &Rules),
 ) -> Result<(), Error> {
-    let Some(from) = &plan.init.from else {
+    let (Some(from), Some(growth)) = (&plan.init.from, plan.init.growth) else {
         let units = state.units.iter_mut().map(|unit| &mut unit.spec);
         assign(plan.init.scheme, &plan.model, units);
-        state.initialize(compute, plan.seed);
-        return Ok(());
+        return starting::start(plan, compute, state);
     };
-    let source = StoredModel::open(from)?;
-    if plan.init.growth.is_some_and(|growth| growth.learn_steps > 0) {
+    if growth.learn_steps > 0 {
         return Err(GrowthError::LearnedApart.into());
     }
-    let growth = plan.init.growth.unwrap_or(AS_IT_IS);
-    if plan.init.growth.is_none() {
-        refuse_another(&source, plan, from)?;
-    }
+    let source = StoredModel::open(from)?;
     states::check(&source, rules, &growth)?;
-    if let (Some(checkpoint), true) = (source.checkpoint(), plan.init.growth.is_some()) {
+    if let Some(checkpoint) = source.checkpoint() {
         let saved = checkpoint.run_state();
         (state.num_tokens, state.flops) = (saved.num_tokens, saved.total_flops);
     }
@@ -79,7 +73,7 @@ pub fn grown_source<'a>(
 /// # Errors
 /// If the checkpoint cannot be read or the optimizer's state not be taken over.
 pub fn enter_stages(
-    entered: &[StagePlan],
+    entered: &[GrowthStage],
     (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
     seed: u64,
@@ -87,6 +81,7 @@ pub fn enter_stages(
     let source = StoredModel::open(checkpoint.folder())?;
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
+    state.history = History::from_record(&saved.guard);
     let mut model: Box<dyn Parts> = Box::new(source);
     for stage in entered {
         let name = format!("the model of step {}", stage.at_step);
@@ -111,24 +106,6 @@ pub fn check_stages(plan: &Plan) -> Result<(), Error> {
         before = &stage.model;
     }
     Ok(())
-}
-
-/// A model taken as it is must be the plan's in everything that has weights.
-fn refuse_another(source: &StoredModel, plan: &Plan, from: &Path) -> Result<(), Error> {
-    let (found, expected) = (source.config(), &plan.model);
-    if found == expected {
-        return Ok(());
-    }
-    let (anatomy, wanted) =
-        (super::anatomy::Anatomy::new(found), super::anatomy::Anatomy::new(expected));
-    let shapes = |of: &super::anatomy::Anatomy| -> Vec<(String, Vec<i64>)> {
-        of.params().iter().map(|a| (a.spec.name.clone(), a.spec.shape.clone())).collect()
-    };
-    if shapes(&anatomy) == shapes(&wanted) {
-        return Ok(());
-    }
-    let problems = vec![Problem::NotGrown];
-    Err(GrowthError::Refused { source_name: from.display().to_string(), problems }.into())
 }
 
 /// Whether the source's folder tells of tokens that are not the plan's.

@@ -1,17 +1,17 @@
 //! A model in files, as a source of growth: a checkpoint with its optimizer's state, or the weights
-//! of a Hugging Face folder. Values are read where they are asked for.
+//! of another form that can be imported. Values are read where they are asked for.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use grove_optim::StateKind;
 use tch::{Kind, Tensor};
 
 use super::anatomy::{Anatomy, At};
-use super::error::Error as GrowthError;
 use super::parts::{Parts, Plane};
-use crate::checkpoint::{self, Checkpoint, Dtype, TensorFile, TensorSpec, TensorView};
+use crate::checkpoint::{self, Checkpoint, Dtype, ExtraFile, TensorView};
 use crate::error::Error;
+use crate::exchange::Source;
 use crate::model::config::ModelConfig;
 
 /// The states that a checkpoint may hold, apart from the scales of quantized ones.
@@ -21,105 +21,57 @@ const KINDS: [StateKind; 4] =
 /// An open model.
 #[derive(Debug)]
 pub struct StoredModel {
-    folder: PathBuf,
-    config: ModelConfig,
+    source: Source,
     anatomy: Anatomy,
-    weights: Weights,
+    checkpoint: Option<Checkpoint>,
     states: Vec<StateKind>,
 }
 
-/// Where the weights are.
-#[derive(Debug)]
-enum Weights {
-    /// In one of our checkpoints, with all else.
-    Checkpoint(Box<Checkpoint>),
-    /// In a file, alone.
-    File(TensorFile),
-}
-
 impl StoredModel {
-    /// Opens the model in `path`: a run's folder (its newest checkpoint), a checkpoint, or a
-    /// Hugging Face folder with one `model.safetensors`.
+    /// Opens the model in `path`: a run's folder (its newest checkpoint), a checkpoint, a Hugging
+    /// Face folder, or a GGUF file.
     ///
     /// # Errors
-    /// If there is none, or if its tensors are not those of its `config.json`: all are named.
+    /// If there is none, or if its tensors are not those of its config: all are named.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let folder = match checkpoint::latest(path)? {
-            Some(newest) => newest.folder,
-            None => path.to_owned(),
+        let source = Source::open(path)?;
+        let checkpoint = match source.path.join("manifest.json").is_file() {
+            true => Some(Checkpoint::open(&source.path)?),
+            false => None,
         };
-        let config_path = folder.join("config.json");
-        if !config_path.is_file() {
-            return Err(GrowthError::NoModel { folder }.into());
-        }
-        let text = std::fs::read_to_string(&config_path).map_err(|source| Error::Io {
-            action: "read",
-            path: config_path,
-            source,
-        })?;
-        let config = ModelConfig::from_hf_json(&text)?;
-        let weights = if folder.join("manifest.json").is_file() {
-            Weights::Checkpoint(Box::new(Checkpoint::open(&folder)?))
-        } else {
-            let file = folder.join("model.safetensors");
-            if !file.is_file() {
-                return Err(GrowthError::NoModel { folder }.into());
-            }
-            Weights::File(TensorFile::open(&file)?)
-        };
-        let anatomy = Anatomy::new(&config);
-        let mut model = Self { folder, config, anatomy, weights, states: Vec::new() };
-        model.check_weights()?;
+        let anatomy = Anatomy::new(&source.config);
+        let mut model = Self { source, anatomy, checkpoint, states: Vec::new() };
         model.states = model.find_states()?;
         Ok(model)
     }
 
-    /// Opens a checkpoint that is already known.
-    ///
-    /// # Errors
-    /// As [`StoredModel::open`].
-    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self, Error> {
-        Self::open(checkpoint.folder())
-    }
-
     /// Where it was found.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.source.path
+    }
+
+    /// The tokenizer's files and others that go with the model.
+    pub fn files(&self) -> Vec<ExtraFile<'static>> {
+        self.source.files.clone()
     }
 
     /// The checkpoint, if it is one of ours.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
-        match &self.weights {
-            Weights::Checkpoint(checkpoint) => Some(checkpoint),
-            Weights::File(_) => None,
-        }
+        self.checkpoint.as_ref()
     }
 
-    /// One hash over its weights.
+    /// One hash over its weights as they are stored.
     ///
     /// # Errors
-    /// If names do not ascend, which they do in a map.
+    /// If a tensor cannot be read.
     pub fn hash(&self) -> Result<String, Error> {
-        Ok(checkpoint::hash_tensors(self.file().tensors())?)
-    }
-
-    fn file(&self) -> &TensorFile {
-        match &self.weights {
-            Weights::Checkpoint(checkpoint) => checkpoint.masters(),
-            Weights::File(file) => file,
-        }
-    }
-
-    /// Names and shapes; any floating dtype is taken.
-    fn check_weights(&self) -> Result<(), Error> {
-        let file = self.file();
-        let expected = self.anatomy.params().iter().map(|assembly| {
-            let name = assembly.spec.name.clone();
-            let dtype = file.get(&name).map_or(Dtype::F32, |found| found.spec.dtype);
-            let shape = assembly.spec.shape.iter().map(|&size| size as usize).collect();
-            TensorSpec { name, dtype, shape }
-        });
-        Ok(file.check_names(&expected.collect::<Vec<_>>())?)
+        let mut names: Vec<&str> =
+            self.anatomy.params().iter().map(|param| param.spec.name.as_str()).collect();
+        names.sort_unstable();
+        let records = names.into_iter().map(|name| self.source.tensor(name));
+        let records = records.collect::<Result<Vec<_>, _>>()?;
+        let views = records.iter().map(|r| TensorView { spec: &r.spec, bytes: &r.bytes });
+        Ok(checkpoint::hash_tensors(views)?)
     }
 
     /// The states that every parameter has; one that only some have is an error.
@@ -160,16 +112,16 @@ impl StoredModel {
 
 impl Parts for StoredModel {
     fn config(&self) -> &ModelConfig {
-        &self.config
+        &self.source.config
     }
 
     fn value(&self, at: At, plane: Plane) -> Tensor {
         let name = self.anatomy.name(at);
-        let view = self.file().get(name).expect("checked when opened");
+        let record = self.source.tensor(name).expect("checked when opened");
         let value = match plane {
-            Plane::Weight => read(view),
+            Plane::Weight => read(TensorView { spec: &record.spec, bytes: &record.bytes }),
             Plane::State(kind) => {
-                let shape: Vec<i64> = view.spec.shape.iter().map(|&size| size as i64).collect();
+                let shape: Vec<i64> = record.spec.shape.iter().map(|&size| size as i64).collect();
                 self.state(kind, name, &shape)
             }
         };

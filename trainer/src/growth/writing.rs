@@ -60,6 +60,8 @@ pub fn write(
             seed: plan.seed,
             parameter_steps: counts.collect(),
             data_fingerprint: String::new(),
+            data_stages: String::new(),
+            guard: Default::default(),
             plan_toml: plan.to_toml(),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
         },

@@ -6,7 +6,7 @@
 //!
 //! What each file does: `forward` and `backward` (with `score_gradient`) are the two passes over blocks;
 //! `operand` packs blocks into the layouts that the products of `product` read; `mask` says which keys
-//! a query sees; `geometry` where things lie; `isa` has the vector operations of each [`Level`].
+//! a query sees, `segments` where packed sequences are cut; `geometry` where things lie; `isa` has the vector operations of each [`Level`].
 #![allow(unsafe_code, reason = "enters code compiled for instructions that were detected")]
 
 mod backward;
@@ -19,6 +19,7 @@ mod mask;
 mod operand;
 mod product;
 mod score_gradient;
+mod segments;
 mod workspace;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod tests;
 
 pub use element::Element;
 pub use level::Level;
+pub use segments::Segments;
 pub use workspace::Workspace;
 
 use self::backward::{Backward, BackwardChunk, Share};
@@ -84,6 +86,11 @@ impl AttentionShape {
         assert!(heads.is_multiple_of(kv_heads), "{kv_heads} key heads divide {heads} query heads");
         assert!(self.window != Some(0), "a window holds at least the query's own position");
     }
+
+    fn check_segments(&self, segments: Option<&Segments>) {
+        let fit = |segments: &Segments| segments.fit(self.batch, self.sequence_length);
+        assert!(segments.is_none_or(fit), "the segments are those of another batch than {self:?}");
+    }
 }
 
 /// What the forward pass leaves for the backward pass.
@@ -109,19 +116,24 @@ pub struct Saved<'a, E> {
 /// - `out`: `[B * T, N * H]`, written
 /// - `lse`: `[B, N, T]` f32, written: natural logarithm of the sum of exponentials of each row
 ///
+/// A query sees keys of its own segment only; `None` makes each sequence one segment. Blocks of
+/// keys that no query of a block sees cost nothing.
+///
 /// # Panics
-/// If a slice is not as long as `shape` says, or `shape` is not as its fields say.
+/// If a slice is not as long as `shape` says, `shape` is not as its fields say, or the segments
+/// are those of another shape.
 ///
 /// # References
 /// Dao 2023, arXiv:2307.08691, Algorithm 1.
 pub fn forward<E: Element>(
     workspace: &mut Workspace,
-    shape: &AttentionShape,
+    (shape, segments): (&AttentionShape, Option<&Segments>),
     qkv: &[E],
     out: &mut [E],
     lse: &mut [f32],
 ) {
     shape.check();
+    shape.check_segments(segments);
     assert_eq!(qkv.len(), shape.qkv_len(), "qkv is [B * T, (N + 2 K) * H] of {shape:?}");
     assert_eq!(out.len(), shape.out_len(), "out is [B * T, N * H] of {shape:?}");
     assert_eq!(lse.len(), shape.lse_len(), "lse is [B, N, T] of {shape:?}");
@@ -131,7 +143,8 @@ pub fn forward<E: Element>(
     let num_units = geometry.group_size() * geometry.num_blocks();
     let wanted = (CHUNKS_PER_THREAD * pool.num_threads()).div_ceil(num_kv_heads.max(1));
     let num_parts = wanted.min(num_units);
-    let call = Forward { geometry, qkv, out: DisjointMut::new(out), lse: DisjointMut::new(lse) };
+    let (out, lse) = (DisjointMut::new(out), DisjointMut::new(lse));
+    let call = Forward { geometry, segments, qkv, out, lse };
     pool.for_each_with(scratch, num_kv_heads * num_parts, |scratch, chunk| {
         let (at, part) = (chunk / num_parts, chunk % num_parts);
         let (sequence, kv_head) = (at / shape.num_kv_heads, at % shape.num_kv_heads);
@@ -147,7 +160,7 @@ pub fn forward<E: Element>(
 /// forward pass.
 ///
 /// # Shapes
-/// - `saved`: the input and the outputs of the forward pass at the same `shape`
+/// - `saved`: the input and the outputs of the forward pass at the same `shape` and segments
 /// - `d_out`: `[B * T, N * H]`, gradient of `out`
 /// - `d_qkv`: `[B * T, (N + 2 K) * H]`, written in full
 ///
@@ -158,12 +171,13 @@ pub fn forward<E: Element>(
 /// Dao et al. 2022, arXiv:2205.14135, Algorithm 4.
 pub fn backward<E: Element>(
     workspace: &mut Workspace,
-    shape: &AttentionShape,
+    (shape, segments): (&AttentionShape, Option<&Segments>),
     saved: Saved<'_, E>,
     d_out: &[E],
     d_qkv: &mut [E],
 ) {
     shape.check();
+    shape.check_segments(segments);
     let Saved { qkv, out, lse } = saved;
     assert_eq!(qkv.len(), shape.qkv_len(), "qkv is [B * T, (N + 2 K) * H] of {shape:?}");
     assert_eq!(d_qkv.len(), shape.qkv_len(), "d_qkv is [B * T, (N + 2 K) * H] of {shape:?}");
@@ -174,7 +188,8 @@ pub fn backward<E: Element>(
     let Workspace { pool, level, scratch } = workspace;
     let num_kv_heads = shape.batch * shape.num_kv_heads;
     let shares = backward_shares(&geometry, num_kv_heads, pool.num_threads());
-    let call = Backward { geometry, qkv, out, lse, d_out, d_qkv: DisjointMut::new(d_qkv) };
+    let d_qkv = DisjointMut::new(d_qkv);
+    let call = Backward { geometry, segments, qkv, out, lse, d_out, d_qkv };
     pool.for_each_with(scratch, num_kv_heads * shares.len(), |scratch, chunk| {
         let (at, share) = (chunk / shares.len(), shares[chunk % shares.len()]);
         let (sequence, kv_head) = (at / shape.num_kv_heads, at % shape.num_kv_heads);

@@ -19,6 +19,8 @@ pub struct Embedding<'a, E> {
     pub weight: &'a [E],
     /// `[T, D]` if given: a row for each position of a sequence, added to that of the token.
     pub positions: Option<&'a [E]>,
+    /// `[n]`, below T: where each token stands; `None` for token `i` at position `i % T`.
+    pub position_ids: Option<&'a [i64]>,
     /// D.
     pub hidden_size: usize,
 }
@@ -30,6 +32,8 @@ pub struct EmbeddingGradients<'a> {
     pub d_weight: &'a mut [f32],
     /// `[T, D]` if given, added to.
     pub d_positions: Option<&'a mut [f32]>,
+    /// As in [`Embedding`].
+    pub position_ids: Option<&'a [i64]>,
     /// D.
     pub hidden_size: usize,
 }
@@ -39,7 +43,7 @@ impl<E: Element> Embedding<'_, E> {
     /// is in f32, rounded once.
     ///
     /// # Shapes
-    /// - `ids`: `[n]`; with positions `[B * T]`, token `i` at position `i % T`
+    /// - `ids`: `[n]`; with positions that are not listed `[B * T]`
     /// - `x`: `[n, D]`, overwritten
     ///
     /// # Errors
@@ -52,7 +56,7 @@ impl<E: Element> Embedding<'_, E> {
         assert_eq!(x.len(), ids.len() * hidden_size, "one row a token");
         check_ids(ids, self.weight.len(), hidden_size)?;
         if let Some(positions) = self.positions {
-            check_positions(ids, positions.len(), hidden_size);
+            check_positions(ids, self.position_ids, positions.len(), hidden_size);
         }
         let rows = rows_per_block(hidden_size);
         let x = Blocks::new(x, rows * hidden_size);
@@ -86,37 +90,60 @@ pub fn backward<E: Element>(
     dx: &[E],
     gradients: EmbeddingGradients<'_>,
 ) -> Result<(), Error> {
-    let EmbeddingGradients { d_weight, d_positions, hidden_size } = gradients;
+    let EmbeddingGradients { d_weight, d_positions, position_ids, hidden_size } = gradients;
     assert_eq!(dx.len(), ids.len() * hidden_size, "one row a token");
     check_ids(ids, d_weight.len(), hidden_size)?;
-    let level = Level::detect();
     if let Some(d_positions) = d_positions {
-        check_positions(ids, d_positions.len(), hidden_size);
-        let num_positions = d_positions.len() / hidden_size;
-        let rows = rows_per_block(hidden_size).min(num_positions.div_ceil(pool.num_threads()));
-        let d_positions = Blocks::new(d_positions, rows * hidden_size);
-        pool.for_each(d_positions.num_blocks(), |index| {
-            let d_positions = d_positions.take(index);
-            let first = index * rows * hidden_size;
-            for sequence in dx.chunks_exact(num_positions * hidden_size) {
-                let dx = &sequence[first..first + d_positions.len()];
-                level.run(AddRow { row: d_positions, dx });
-            }
-        });
+        check_positions(ids, position_ids, d_positions.len(), hidden_size);
+        match position_ids {
+            Some(position_ids) => add_rows(pool, position_ids, dx, (d_positions, hidden_size)),
+            None => add_sequences(pool, dx, (d_positions, hidden_size)),
+        }
     }
-    let ranges = token_ranges(ids, d_weight.len() / hidden_size, pool.num_threads());
+    add_rows(pool, ids, dx, (d_weight, hidden_size));
+    Ok(())
+}
+
+/// Adds each sequence of rows of `dx` to the table `[T, D]`.
+fn add_sequences<E: Element>(
+    pool: &Pool,
+    dx: &[E],
+    (d_positions, hidden_size): (&mut [f32], usize),
+) {
+    let level = Level::detect();
+    let num_positions = d_positions.len() / hidden_size;
+    let rows = rows_per_block(hidden_size).min(num_positions.div_ceil(pool.num_threads()));
+    let d_positions = Blocks::new(d_positions, rows * hidden_size);
+    pool.for_each(d_positions.num_blocks(), |index| {
+        let d_positions = d_positions.take(index);
+        let first = index * rows * hidden_size;
+        for sequence in dx.chunks_exact(num_positions * hidden_size) {
+            let dx = &sequence[first..first + d_positions.len()];
+            level.run(AddRow { row: d_positions, dx });
+        }
+    });
+}
+
+/// Adds row `i` of `dx` to row `ids[i]` of a table.
+fn add_rows<E: Element>(
+    pool: &Pool,
+    ids: &[i64],
+    dx: &[E],
+    (table, hidden_size): (&mut [f32], usize),
+) {
+    let level = Level::detect();
+    let ranges = token_ranges(ids, table.len() / hidden_size, pool.num_threads());
     let lens = ranges.windows(2).map(|range| (range[1] - range[0]) * hidden_size);
-    let d_weight = Blocks::with_lens(d_weight, lens);
-    pool.for_each(d_weight.num_blocks(), |index| {
+    let table = Blocks::with_lens(table, lens);
+    pool.for_each(table.num_blocks(), |index| {
         level.run(BackwardRange {
             ids,
             dx,
             first_token: ranges[index],
-            d_weight: d_weight.take(index),
+            d_weight: table.take(index),
             hidden_size,
         });
     });
-    Ok(())
 }
 
 /// The ends of at most `num_ranges` ranges of tokens that `ids` name about equally often: from 0 to
@@ -147,10 +174,22 @@ fn check_ids(ids: &[i64], table_len: usize, hidden_size: usize) -> Result<(), Er
     }
 }
 
-fn check_positions(ids: &[i64], table_len: usize, hidden_size: usize) {
+fn check_positions(
+    ids: &[i64],
+    position_ids: Option<&[i64]>,
+    table_len: usize,
+    hidden_size: usize,
+) {
     assert!(table_len > 0 && table_len.is_multiple_of(hidden_size), "whole rows of hidden_size");
     let num_positions = table_len / hidden_size;
-    assert!(ids.len().is_multiple_of(num_positions), "whole sequences of T tokens");
+    match position_ids {
+        None => assert!(ids.len().is_multiple_of(num_positions), "whole sequences of T tokens"),
+        Some(listed) => {
+            assert_eq!(listed.len(), ids.len(), "a position for each token");
+            let known = |position: &i64| (0..num_positions as i64).contains(position);
+            assert!(listed.iter().all(known), "positions are below T");
+        }
+    }
 }
 
 /// A block of rows of [`Embedding::forward`].
@@ -166,16 +205,19 @@ impl<E: Element> Body for ForwardBlock<'_, E> {
 
     #[inline(always)]
     fn run(self, _: Level) {
-        let Embedding { weight, positions, hidden_size } = self.embedding;
+        let Embedding { weight, positions, position_ids, hidden_size } = self.embedding;
         let rows = self.x.chunks_exact_mut(hidden_size).zip(self.ids);
-        for (row, (x, id)) in rows.enumerate() {
+        for (row, (x, id)) in (self.first_row..).zip(rows) {
             let start = *id as usize * hidden_size;
             let token = &weight[start..start + hidden_size];
             let Some(positions) = positions else {
                 x.copy_from_slice(token);
                 continue;
             };
-            let start = (self.first_row + row) * hidden_size % positions.len();
+            let start = match position_ids {
+                None => row * hidden_size % positions.len(),
+                Some(position_ids) => position_ids[row] as usize * hidden_size,
+            };
             let position = &positions[start..start + hidden_size];
             for ((x, token), position) in x.iter_mut().zip(token).zip(position) {
                 *x = E::from_f32(token.to_f32() + position.to_f32());

@@ -48,6 +48,15 @@ pub struct Rope {
     head_dim: usize,
 }
 
+/// Where the rows of a batch stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions<'a> {
+    /// Row `r` at `r % T`: sequences of this many rows.
+    Counted(usize),
+    /// `[B * T]`: row `r` at entry `r`, where positions start anew inside a sequence.
+    Listed(&'a [i64]),
+}
+
 /// Which way a vector is turned.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -93,20 +102,20 @@ impl Rope {
         self.cos.len() / (self.head_dim / 2)
     }
 
-    /// Turns q and k of `qkv` `[B * T, (N + 2 K) * H]` by their positions, in place; row `r` is at
-    /// position `r % T`. v stays as it is.
+    /// Turns q and k of `qkv` `[B * T, (N + 2 K) * H]` by their positions, in place. v stays as it
+    /// is.
     ///
     /// # Panics
-    /// If `qkv` is not whole sequences of `sequence_len` rows, or the tables are too short or made
-    /// for another head dim.
+    /// If `qkv` is not whole sequences or another number of rows than the listed positions, or the
+    /// tables are too short or made for another head dim.
     pub fn apply<E: Element>(
         &self,
         pool: &Pool,
         qkv: &mut [E],
         layout: QkvLayout,
-        sequence_len: usize,
+        positions: Positions<'_>,
     ) {
-        self.turn(pool, qkv, layout, sequence_len, Direction::Forward);
+        self.turn(pool, qkv, layout, positions, Direction::Forward);
     }
 
     /// The gradient of [`Rope::apply`], in place on the gradient of its output: turns back.
@@ -118,9 +127,9 @@ impl Rope {
         pool: &Pool,
         d_qkv: &mut [E],
         layout: QkvLayout,
-        sequence_len: usize,
+        positions: Positions<'_>,
     ) {
-        self.turn(pool, d_qkv, layout, sequence_len, Direction::Backward);
+        self.turn(pool, d_qkv, layout, positions, Direction::Backward);
     }
 
     fn turn<E: Element>(
@@ -128,12 +137,21 @@ impl Rope {
         pool: &Pool,
         qkv: &mut [E],
         layout: QkvLayout,
-        sequence_len: usize,
+        positions: Positions<'_>,
         direction: Direction,
     ) {
         assert_eq!(layout.head_dim, self.head_dim, "the tables are for this head dim");
-        assert!(sequence_len > 0 && sequence_len <= self.num_positions(), "tables long enough");
-        assert!(qkv.len().is_multiple_of(layout.row_len() * sequence_len), "whole sequences");
+        match positions {
+            Positions::Counted(len) => {
+                assert!(len > 0 && len <= self.num_positions(), "tables long enough");
+                assert!(qkv.len().is_multiple_of(layout.row_len() * len), "whole sequences");
+            }
+            Positions::Listed(list) => {
+                let known = |&position: &i64| (0..self.num_positions() as i64).contains(&position);
+                assert!(list.iter().all(known), "tables long enough");
+                assert_eq!(qkv.len(), layout.row_len() * list.len(), "a position for each row");
+            }
+        }
         let rows = rows_per_block(layout.row_len());
         let blocks = Blocks::new(qkv, rows * layout.row_len());
         let level = Level::detect();
@@ -142,21 +160,21 @@ impl Rope {
                 rope: self,
                 qkv: blocks.take(index),
                 layout,
-                first_position: index * rows % sequence_len,
-                sequence_len,
+                first_row: index * rows,
+                positions,
                 direction,
             });
         });
     }
 }
 
-/// Rows of one block, the first of them at `first_position`.
+/// Rows of one block, the first of them row `first_row` of the batch.
 struct TurnBlock<'a, E> {
     rope: &'a Rope,
     qkv: &'a mut [E],
     layout: QkvLayout,
-    first_position: usize,
-    sequence_len: usize,
+    first_row: usize,
+    positions: Positions<'a>,
     direction: Direction,
 }
 
@@ -166,9 +184,13 @@ impl<E: Element> Body for TurnBlock<'_, E> {
     #[inline(always)]
     fn run(self, _: Level) {
         let half = self.layout.head_dim / 2;
-        let mut position = self.first_position;
         let mut turned_sin = vec![0.0f32; half];
-        for row in self.qkv.chunks_exact_mut(self.layout.row_len()) {
+        let rows = self.qkv.chunks_exact_mut(self.layout.row_len());
+        for (number, row) in (self.first_row..).zip(rows) {
+            let position = match self.positions {
+                Positions::Counted(len) => number % len,
+                Positions::Listed(list) => list[number] as usize,
+            };
             let table = position * half..(position + 1) * half;
             let cos = &self.rope.cos[table.clone()];
             turned_sin.copy_from_slice(&self.rope.sin[table]);
@@ -187,7 +209,6 @@ impl<E: Element> Body for TurnBlock<'_, E> {
                     *b = E::from_f32(y * cos + x * sin);
                 }
             }
-            position = if position + 1 == self.sequence_len { 0 } else { position + 1 };
         }
     }
 }

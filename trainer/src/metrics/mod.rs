@@ -26,7 +26,8 @@ pub use memory::peak_resident_bytes;
 pub use mfu::mfu;
 pub use progress::Progress;
 pub use record::{
-    Communication, EvalRecord, MemoryByCategory, OperationCount, Phase, Record, StepRecord,
+    Communication, EvalRecord, MemoryByCategory, OperationCount, Phase, Record, RewindRecord,
+    StepRecord, Trip,
 };
 pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;

@@ -84,9 +84,10 @@ impl Progress {
                 bar.set_message(short_costs(record, left));
             }
             Screen::Lines { out, .. } => {
-                if due {
+                if due || record.skipped.is_some() {
                     let place = place(record.step, self.total_steps);
-                    write_line(out, &format!("step {place}  {}", costs(record, left)));
+                    let note = if record.skipped.is_some() { "  skipped" } else { "" };
+                    write_line(out, &format!("step {place}  {}{note}", costs(record, left)));
                 }
             }
         }
@@ -97,7 +98,9 @@ impl Progress {
         let place = place(record.step, self.total_steps);
         let bits = record.bits_per_byte.map_or(String::new(), |bits| format!("  bpb {bits:.4}"));
         let (loss, perplexity) = (record.loss, record.perplexity);
-        self.note(&format!("eval {place}  loss {loss:.4}  ppl {perplexity:.2}{bits}"));
+        let sources: String =
+            record.sources.iter().map(|(name, loss)| format!("  {name} {loss:.4}")).collect();
+        self.note(&format!("eval {place}  loss {loss:.4}  ppl {perplexity:.2}{bits}{sources}"));
     }
 
     /// Shows a line of its own, above the bar where there is one.

@@ -47,6 +47,30 @@ impl Phase {
     }
 }
 
+/// How a step went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trip {
+    /// The loss or the gradient is not finite.
+    NonFinite,
+    /// The loss lies far above those before it.
+    LossSpike,
+    /// The gradient norm lies far above those before it.
+    NormSpike,
+}
+
+impl Trip {
+    /// In words, after "step 3 ".
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::NonFinite => "has a loss or gradient that is not finite",
+            Self::LossSpike => "has a loss far above those before it",
+            Self::NormSpike => "has a gradient norm far above those before it",
+        }
+    }
+}
+
 /// What one optimizer step reached and cost.
 ///
 /// A value that is not finite is `null` in JSON and is read back as NaN.
@@ -96,6 +120,9 @@ pub struct StepRecord {
     /// Model FLOPs since the run began, this step included, over all ranks.
     #[serde(deserialize_with = "nan_from_null")]
     pub total_flops: f64,
+    /// Why the step counts without its update, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Trip>,
 }
 
 /// Calls between ranks, as one rank saw them.
@@ -181,6 +208,29 @@ pub struct EvalRecord {
     pub perplexity: f64,
     /// Bits per byte of held-out text; `None` where the number of bytes is not known.
     pub bits_per_byte: Option<f64>,
+    /// Of a mixture the mean cross-entropy of each source that holds tokens out, in nats.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources: BTreeMap<String, f64>,
+}
+
+/// A step that went wrong and took the run back; the steps after its goal follow once more.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewindRecord {
+    /// The step that went wrong.
+    pub step: u64,
+    /// How.
+    pub trip: Trip,
+    /// Mean loss of its tokens.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub loss: f64,
+    /// L2 norm of its gradient.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub grad_norm: f64,
+    /// The last step of the state that the run went back to.
+    pub to_step: u64,
+    /// What is left out from now on: the data that this step, from 1, would have seen where nothing
+    /// was left out. As in `guard.exclude_steps`.
+    pub excluded_step: u64,
 }
 
 /// One line of `metrics.jsonl`; the key `kind` says which.
@@ -191,6 +241,8 @@ pub enum Record<'a> {
     Step(Cow<'a, StepRecord>),
     /// An evaluation.
     Eval(Cow<'a, EvalRecord>),
+    /// A way back.
+    Rewind(RewindRecord),
 }
 
 impl Record<'_> {
@@ -200,6 +252,7 @@ impl Record<'_> {
         match self {
             Self::Step(record) => record.step,
             Self::Eval(record) => record.step,
+            Self::Rewind(record) => record.step,
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 use std::path::Path;
 
-use super::{Error, EvalRecord, MetricsFile, Progress, Record, StepRecord, TensorBoard};
+use super::{
+    Error, EvalRecord, MetricsFile, Progress, Record, RewindRecord, StepRecord, TensorBoard,
+};
 
 /// The file of records in a run folder.
 const METRICS_FILE: &str = "metrics.jsonl";
@@ -82,6 +84,16 @@ impl Sinks {
     /// The display, for lines that are not records.
     pub fn progress(&mut self) -> &mut Progress {
         &mut self.progress
+    }
+
+    /// Records that the run went back, once the sinks have been opened anew at its goal.
+    pub fn rewind(&mut self, record: RewindRecord) {
+        let RewindRecord { step, trip, to_step, excluded_step, .. } = record;
+        let what = trip.describe();
+        self.progress.warn(&format!(
+            "step {step} {what}: back to step {to_step}, without the data of step {excluded_step}"
+        ));
+        self.write(&Record::Rewind(record));
     }
 
     /// Puts everything on the disk and leaves the display in its last state.

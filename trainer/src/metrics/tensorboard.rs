@@ -66,6 +66,7 @@ impl TensorBoard {
         let scalars = match record {
             Record::Step(record) => step_scalars(record),
             Record::Eval(record) => eval_scalars(record),
+            Record::Rewind(_) => return Ok(()),
         };
         let values = scalars.iter().flat_map(|(tag, value)| {
             // TensorBoard stores scalars as f32.
@@ -159,6 +160,8 @@ fn eval_scalars(record: &EvalRecord) -> Vec<(String, f64)> {
         ("val/perplexity".to_string(), record.perplexity),
     ];
     scalars.extend(record.bits_per_byte.map(|bits| ("val/bits_per_byte".to_string(), bits)));
+    let sources = record.sources.iter();
+    scalars.extend(sources.map(|(name, loss)| (format!("val_loss/{name}"), *loss)));
     scalars
 }
 

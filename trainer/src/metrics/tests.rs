@@ -58,11 +58,18 @@ fn step_record(step: u64) -> StepRecord {
         },
         memory_bytes: MemoryByCategory { parameters: 68 << 20, ..MemoryByCategory::default() },
         total_flops: 1e20,
+        skipped: None,
     }
 }
 
 fn eval_record(step: u64) -> EvalRecord {
-    EvalRecord { step, loss: 2.0312, perplexity: 7.6233, bits_per_byte: Some(0.98123) }
+    EvalRecord {
+        step,
+        loss: 2.0312,
+        perplexity: 7.6233,
+        bits_per_byte: Some(0.98123),
+        sources: BTreeMap::new(),
+    }
 }
 
 fn step_line(step: u64) -> Record<'static> {

@@ -10,11 +10,12 @@ use tch::{Device, Kind, Tensor};
 
 use super::compute::{Compute, per_element};
 use super::config::DecoderSpec;
+use super::segments::Segments;
 use crate::kernel::{attention as kernel, view};
 
 /// The shape of attention over one micro-batch.
 #[derive(Clone, Copy, Debug)]
-pub struct Attention {
+pub struct Attention<'a> {
     /// Sequences in the micro-batch.
     pub batch_size: i64,
     /// Positions in a sequence.
@@ -27,6 +28,8 @@ pub struct Attention {
     pub head_dim: i64,
     /// The factor on scores: `1 / sqrt(H)`, unless the parametrization has another.
     pub scale: f64,
+    /// Where rows are cut; `None` if each is one segment.
+    pub segments: Option<&'a Segments>,
 }
 
 /// What the backward needs besides q, k and v.
@@ -45,15 +48,20 @@ enum Saved {
     Graph { inputs: [Tensor; 3], result: Tensor },
 }
 
-impl Attention {
-    /// The attention of a model over micro-batches of `batch_size` sequences.
-    pub fn new(spec: &DecoderSpec, batch_size: i64, sequence_length: i64) -> Self {
+impl<'a> Attention<'a> {
+    /// The attention of a model over a micro-batch of `[batch_size, sequence_length]` tokens.
+    pub fn new(
+        spec: &DecoderSpec,
+        (batch_size, sequence_length): (i64, i64),
+        segments: Option<&'a Segments>,
+    ) -> Self {
         Self {
             batch_size,
             sequence_length,
             num_heads: spec.num_heads as i64,
             num_kv_heads: spec.num_kv_heads as i64,
             head_dim: spec.head_dim as i64,
+            segments,
             scale: spec.scaling.attention,
         }
     }
@@ -106,7 +114,7 @@ impl Attention {
         per_element!(compute, E => {
             kernel::forward::<E>(
                 &mut compute.attention.borrow_mut(),
-                &self.kernel_shape(),
+                (&self.kernel_shape(), self.segments.map(Segments::for_kernel)),
                 view::slice(qkv),
                 view::slice_mut(&mut out),
                 view::slice_mut(&mut log_sum_exp),
@@ -127,7 +135,7 @@ impl Attention {
             let (qkv, out) = (view::slice::<E>(qkv), view::slice::<E>(out));
             kernel::backward::<E>(
                 &mut compute.attention.borrow_mut(),
-                &self.kernel_shape(),
+                (&self.kernel_shape(), self.segments.map(Segments::for_kernel)),
                 kernel::Saved { qkv, out, lse: view::slice(log_sum_exp) },
                 view::slice(d_out),
                 view::slice_mut(&mut d_qkv),
@@ -171,9 +179,11 @@ impl Attention {
         let inputs = heads.map(|head| head.detach().set_requires_grad(true));
         let [q, k, v] = &inputs;
         let grouped = self.num_heads != self.num_kv_heads;
-        let mask = None::<&Tensor>;
+        // A mask says what is seen; without one, libtorch's own causal kernels serve.
+        let mask = self.segments.map(|segments| segments.hidden().logical_not());
+        let (mask, causal) = (mask.as_ref(), mask.is_none());
         let result = tch::with_grad(|| {
-            Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, true, self.scale, grouped)
+            Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, causal, self.scale, grouped)
         });
         let out = self.merge(&result.detach());
         AttentionOutput { out, saved: Saved::Graph { inputs, result } }
@@ -202,8 +212,11 @@ impl Attention {
         let scores = q.matmul(&self.spread(k).transpose(2, 3)) * self.scale;
         let kind = if q.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let s = self.sequence_length;
-        let future = Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1);
-        scores.to_kind(kind).masked_fill(&future, f64::NEG_INFINITY)
+        let hidden = match self.segments {
+            None => Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1),
+            Some(segments) => segments.hidden(),
+        };
+        scores.to_kind(kind).masked_fill(&hidden, f64::NEG_INFINITY)
     }
 
     /// kv heads `[B, K, S, H]` repeated for their queries: `[B, N, S, H]`.

@@ -52,7 +52,7 @@ pub struct Pass<'a> {
     /// Device, dtypes and threads.
     pub compute: &'a Compute,
     /// Attention's shape for this micro-batch.
-    pub attention: Attention,
+    pub attention: Attention<'a>,
     /// The rotary tables, in families that rotate.
     pub rotary: Option<&'a Rotary>,
 }
@@ -189,7 +189,7 @@ impl Block {
         let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
         if let Some(rotary) = pass.rotary {
-            rotary.turn(compute, &mut d_qkv, pass.attention.sequence_length, Turn::Backward);
+            rotary.turn(compute, &mut d_qkv, &pass.attention, Turn::Backward);
         }
         let h = inner.h_attention;
         let h = h.unwrap_or_else(|| self.norm_attention.forward(compute, params.0, x).0);
@@ -203,7 +203,7 @@ impl Block {
         let (h_attention, statistics_attention) = self.norm_attention.forward(compute, weights, x);
         let mut qkv = self.qkv.forward(compute, weights, &h_attention);
         if let Some(rotary) = pass.rotary {
-            rotary.turn(compute, &mut qkv, pass.attention.sequence_length, Turn::Forward);
+            rotary.turn(compute, &mut qkv, &pass.attention, Turn::Forward);
         }
         let attention = pass.attention.forward(compute, &qkv);
         let x2 = self.add(&self.output, (compute, weights), &attention.out, x);

@@ -5,10 +5,12 @@ use super::attention::Attention;
 use super::block::{Block, Pass, Recompute};
 use super::compute::Compute;
 use super::config::{DecoderSpec, ModelConfig, Position};
+use super::embedding::Positions;
 use super::head::Head;
 use super::norm::Norm;
 use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
+use super::segments::Segments;
 use super::units::{NormIndex, UnitMap, UnitSpec};
 
 /// How a model runs, beside what it is.
@@ -84,14 +86,23 @@ impl Decoder {
         if self.spec.tied { 0 } else { self.units.len() - 1 }
     }
 
-    /// Whether the embedding adds learned positions.
-    pub fn learns_positions(&self) -> bool {
-        matches!(self.spec.position, Position::Learned { .. })
+    /// Which learned positions the embedding adds.
+    pub fn positions<'a>(&self, segments: Option<&'a Segments>) -> Positions<'a> {
+        match (self.spec.position, segments) {
+            (Position::Rotary { .. }, _) => Positions::None,
+            (Position::Learned { .. }, None) => Positions::OfRows,
+            (Position::Learned { .. }, Some(segments)) => Positions::OfSegments(segments),
+        }
     }
 
-    /// What a micro-batch of this shape brings to the blocks.
-    pub fn pass<'a>(&'a self, compute: &'a Compute, (batch, sequence): (i64, i64)) -> Pass<'a> {
-        let attention = Attention::new(&self.spec, batch, sequence);
+    /// What a micro-batch of this shape, `[B, S]`, brings to the blocks; its rows may be cut.
+    pub fn pass<'a>(
+        &'a self,
+        compute: &'a Compute,
+        shape: (i64, i64),
+        segments: Option<&'a Segments>,
+    ) -> Pass<'a> {
+        let attention = Attention::new(&self.spec, shape, segments);
         Pass { compute, attention, rotary: self.rotary.as_ref() }
     }
 }

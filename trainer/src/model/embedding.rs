@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::compute::{Compute, per_element};
+use super::segments::Segments;
 use super::views::{Accumulate, Grads, Weights};
 use crate::kernel::embedding::{self as kernel, EmbeddingGradients};
 use crate::kernel::view;
@@ -12,6 +13,31 @@ pub const TOKENS: usize = 0;
 /// Index of the position embedding in its unit, in families that learn positions.
 pub const POSITIONS: usize = 1;
 
+/// Which rows of a table of learned positions are added to the tokens'.
+#[derive(Clone, Copy, Debug)]
+pub enum Positions<'a> {
+    /// None: the family learns no positions.
+    None,
+    /// Those of the positions in rows.
+    OfRows,
+    /// Those of the positions in segments.
+    OfSegments(&'a Segments),
+}
+
+impl<'a> Positions<'a> {
+    fn are_learned(self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// `[B * S]` i64, where they do not follow from the rows.
+    fn listed(self) -> Option<&'a Tensor> {
+        match self {
+            Self::None | Self::OfRows => None,
+            Self::OfSegments(segments) => Some(segments.position_ids()),
+        }
+    }
+}
+
 /// Looks the tokens up and adds the positions' rows if there are any.
 ///
 /// # Shapes
@@ -20,14 +46,17 @@ pub fn forward(
     compute: &Compute,
     weights: &Weights<'_>,
     tokens: &Tensor,
-    learned_positions: bool,
+    positions: Positions<'_>,
 ) -> Tensor {
     if compute.has_kernels() {
-        return forward_kernel(compute, weights, tokens, learned_positions);
+        return forward_kernel(compute, weights, tokens, positions);
     }
     let rows = weights.get(TOKENS).index_select(0, &tokens.view(-1));
-    if !learned_positions {
+    if !positions.are_learned() {
         return rows;
+    }
+    if let Some(listed) = positions.listed() {
+        return rows + weights.get(POSITIONS).index_select(0, listed);
     }
     let (b, s) = tokens.size2().expect("tokens are [B, S]");
     let positions = weights.get(POSITIONS).narrow(0, 0, s);
@@ -47,21 +76,26 @@ pub fn backward(
     grads: &Grads<'_>,
     token_grads: Accumulate,
     (tokens, dx): (&Tensor, &Tensor),
-    learned_positions: bool,
+    positions: Positions<'_>,
 ) {
     let ids = tokens.view(-1);
     let (b, s) = tokens.size2().expect("tokens are [B, S]");
     let mut target = Grads { accumulate: token_grads, ..*grads }.open(compute, TOKENS);
-    let mut positions = learned_positions.then(|| grads.open(compute, POSITIONS).narrow(0, 0, s));
+    let learned = positions.are_learned();
+    let mut d_positions = learned.then(|| grads.open(compute, POSITIONS).narrow(0, 0, s));
     if compute.has_kernels() {
-        return add_rows_kernel(compute, &mut target, positions.as_mut(), (&ids, dx));
+        let sums = (&mut target, d_positions.as_mut());
+        return add_rows_kernel(compute, sums, positions.listed(), (&ids, dx));
     }
     let (vocab, wide) = (target.size()[0], dx.to_kind(compute.accumulation()));
     let _ = target.g_add_(&Tensor::embedding_dense_backward(&wide, &ids, vocab, -1, false));
-    if let Some(mut positions) = positions {
+    let Some(mut d_positions) = d_positions else { return };
+    if let Some(listed) = positions.listed() {
+        let _ = d_positions.index_add_(0, listed, &wide);
+    } else {
         let rows = dx.view([b, s, -1]);
         let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
-        let _ = positions.g_add_(&sum);
+        let _ = d_positions.g_add_(&sum);
     }
 }
 
@@ -69,17 +103,19 @@ fn forward_kernel(
     compute: &Compute,
     weights: &Weights<'_>,
     tokens: &Tensor,
-    learned_positions: bool,
+    positions: Positions<'_>,
 ) -> Tensor {
     let (b, s) = tokens.size2().expect("tokens are [B, S]");
     let table = weights.get(TOKENS);
     let hidden_size = table.size()[1];
-    let positions = learned_positions.then(|| weights.get(POSITIONS).narrow(0, 0, s));
+    let learned = positions.are_learned();
+    let table_of_positions = learned.then(|| weights.get(POSITIONS).narrow(0, 0, s));
     let mut x = compute.empty(&[b * s, hidden_size]);
     per_element!(compute, E => {
         let embedding = kernel::Embedding::<E> {
             weight: view::slice(&table),
-            positions: positions.as_ref().map(view::slice),
+            positions: table_of_positions.as_ref().map(view::slice),
+            position_ids: positions.listed().map(view::slice),
             hidden_size: hidden_size as usize,
         };
         embedding
@@ -91,14 +127,15 @@ fn forward_kernel(
 
 fn add_rows_kernel(
     compute: &Compute,
-    target: &mut Tensor,
-    positions: Option<&mut Tensor>,
+    (target, d_positions): (&mut Tensor, Option<&mut Tensor>),
+    position_ids: Option<&Tensor>,
     (ids, dx): (&Tensor, &Tensor),
 ) {
     let ids = view::slice::<i64>(ids);
     let gradients = EmbeddingGradients {
         d_weight: view::slice_mut(target),
-        d_positions: positions.map(view::slice_mut),
+        d_positions: d_positions.map(view::slice_mut),
+        position_ids: position_ids.map(view::slice),
         hidden_size: dx.size()[1] as usize,
     };
     per_element!(compute, E => {

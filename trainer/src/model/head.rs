@@ -48,10 +48,10 @@ impl Head {
         Projection { weights: index..index + 1, bias: None, orientation: Orientation::OutIn }
     }
 
-    /// The summed cross-entropy over all positions, forward only.
+    /// The summed cross-entropy over all positions that count, forward only.
     ///
     /// # Shapes
-    /// - `x`: `[N, D]`, `targets`: `[N]` i64; returns a scalar f64 on the device
+    /// - `x`: `[N, D]`, `targets`: `[N]` i64, [`kernel::IGNORED_TARGET`] for none; returns a scalar f64 on the device
     pub fn loss(
         &self,
         compute: &Compute,
@@ -91,7 +91,11 @@ impl Head {
             let mut logits = self.output.forward(compute, &weights.output, &h);
             let drawn = draws.as_mut().and_then(Iterator::next);
             let drawn = drawn.map(|draws| labels(compute, &logits, &targets, &draws));
-            let targets = drawn.unwrap_or(targets);
+            let counts = targets.not_equal(kernel::IGNORED_TARGET);
+            let targets = match drawn {
+                Some(drawn) => drawn.where_self(&counts, &targets),
+                None => targets,
+            };
             sum += loss_and_grad(compute, &mut logits, &targets);
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
             output_grads.accumulate = Accumulate::Add;
@@ -141,12 +145,13 @@ fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Te
         });
     }
     let wide = logits.to_kind(compute.accumulation());
-    let targets = targets.unsqueeze(-1);
+    let targets = Targets::new(targets);
     let sum = loss_of(&wide, &targets);
     let mut grad = wide.softmax(-1, wide.kind());
-    let minus_one = Tensor::full(targets.size().as_slice(), -1.0, (wide.kind(), wide.device()));
-    let _ = grad.scatter_add_(-1, &targets, &minus_one);
-    logits.copy_(&grad);
+    let ids = &targets.ids;
+    let minus_one = Tensor::full(ids.size().as_slice(), -1.0, (wide.kind(), wide.device()));
+    let _ = grad.scatter_add_(-1, ids, &minus_one);
+    logits.copy_(&grad.masked_fill(&targets.ignored, 0.0));
     sum
 }
 
@@ -159,13 +164,30 @@ fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor
             scalar(kernel::loss_only(&compute.pool, logits, view::slice(targets), columns))
         });
     }
-    loss_of(&logits.to_kind(compute.accumulation()), &targets.unsqueeze(-1))
+    loss_of(&logits.to_kind(compute.accumulation()), &Targets::new(targets))
 }
 
-/// `sum(logsumexp(row) - row[target])` in f64.
-fn loss_of(wide: &Tensor, targets: &Tensor) -> Tensor {
-    let chosen = wide.gather(-1, targets, false).squeeze_dim(-1);
-    (wide.logsumexp([-1i64].as_slice(), false) - chosen).sum(Kind::Double)
+/// The targets of a chunk as tensor operations take them.
+struct Targets {
+    /// `[n, 1]`: token ids; 0 where the target is ignored.
+    ids: Tensor,
+    /// `[n, 1]` bool.
+    ignored: Tensor,
+}
+
+impl Targets {
+    fn new(targets: &Tensor) -> Self {
+        let targets = targets.unsqueeze(-1);
+        let ignored = targets.eq(kernel::IGNORED_TARGET);
+        Self { ids: targets.masked_fill(&ignored, 0), ignored }
+    }
+}
+
+/// `sum(logsumexp(row) - row[target])` in f64 over the rows that count.
+fn loss_of(wide: &Tensor, targets: &Targets) -> Tensor {
+    let chosen = wide.gather(-1, &targets.ids, false);
+    let losses = wide.logsumexp([-1i64].as_slice(), true) - chosen;
+    losses.masked_fill(&targets.ignored, 0.0).sum(Kind::Double)
 }
 
 fn scalar(sum: Result<kernel::LossSum, crate::kernel::error::Error>) -> Tensor {

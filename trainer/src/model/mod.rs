@@ -23,5 +23,6 @@ pub mod plain;
 pub mod rope_scaling;
 pub mod rotary;
 pub mod scaling;
+pub mod segments;
 pub mod units;
 pub mod views;

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::config::{DecoderSpec, Mlp, ModelConfig, NormKind, Position};
 use super::rope_scaling::frequencies;
+use super::segments::Segments;
 use super::units::{BlockIndex, NormIndex, Orientation, Projection, UnitMap, UnitSpec};
 
 /// A model whose weights are arguments.
@@ -34,16 +35,31 @@ impl PlainModel {
     /// # Shapes
     /// - `tokens`: `[B, S]` i64; returns `[B, S, V]` in the weights' dtype
     pub fn logits(&self, weights: &NamedWeights, tokens: &Tensor) -> Tensor {
-        let sequence_length = tokens.size()[1];
+        let (b, s) = tokens.size2().expect("tokens are [B, S]");
+        self.logits_in_segments(weights, tokens, &Segments::new(tokens.device(), (b, s), &[]))
+    }
+
+    /// Logits of every position, none of which sees another segment.
+    ///
+    /// # Shapes
+    /// - As [`PlainModel::logits`]; `segments` are those of `[B, S]`
+    pub fn logits_in_segments(
+        &self,
+        weights: &NamedWeights,
+        tokens: &Tensor,
+        segments: &Segments,
+    ) -> Tensor {
         let embedding = &self.units[0].params;
         let table = &weights[&embedding[0].name];
         let mut x = Tensor::embedding(table, tokens, -1, false, false);
         if let Position::Learned { .. } = self.spec.position {
-            x += weights[&embedding[1].name].narrow(0, 0, sequence_length);
+            let (_, s) = tokens.size2().expect("tokens are [B, S]");
+            let rows = weights[&embedding[1].name].index_select(0, segments.position_ids());
+            x += rows.view([-1, s, self.spec.hidden_size as i64]);
         }
         let blocks = &self.units[1..self.units.len() - 1];
         for unit in blocks {
-            x = self.block(&Named { unit, weights }, &x);
+            x = self.block(&Named { unit, weights }, &x, segments);
         }
         let unit = &self.units[self.units.len() - 1];
         let named = Named { unit, weights };
@@ -59,11 +75,27 @@ impl PlainModel {
     /// - `tokens`: `[B, S + 1]` i64; returns a scalar
     pub fn loss_sum(&self, weights: &NamedWeights, tokens: &Tensor) -> Tensor {
         let length = tokens.size()[1] - 1;
-        let logits = self.logits(weights, &tokens.narrow(1, 0, length));
         let targets = tokens.narrow(1, 1, length).reshape([-1]);
+        self.loss_sum_in_segments(weights, (&tokens.narrow(1, 0, length), &targets), None)
+    }
+
+    /// The summed cross-entropy of the targets that count, in rows that may be cut.
+    ///
+    /// # Shapes
+    /// - `inputs`: `[B, S]` i64, `targets`: `[B * S]` i64, -100 for none; returns a scalar
+    pub fn loss_sum_in_segments(
+        &self,
+        weights: &NamedWeights,
+        (inputs, targets): (&Tensor, &Tensor),
+        segments: Option<&Segments>,
+    ) -> Tensor {
+        let logits = match segments {
+            None => self.logits(weights, inputs),
+            Some(segments) => self.logits_in_segments(weights, inputs, segments),
+        };
         let no_class_weights = None::<&Tensor>;
         logits.view([-1, self.spec.vocab_size as i64]).cross_entropy_loss(
-            &targets,
+            targets,
             no_class_weights,
             tch::Reduction::Sum,
             -100,
@@ -71,11 +103,12 @@ impl PlainModel {
         )
     }
 
-    fn block(&self, named: &Named<'_>, x: &Tensor) -> Tensor {
+    fn block(&self, named: &Named<'_>, x: &Tensor, segments: &Segments) -> Tensor {
         let h = self.norm(named, self.block.norm_attention, x);
         let qkv = named.project(&self.block.qkv, &h);
         let residual = self.spec.scaling.residual();
-        let x = x + named.project(&self.block.output, &self.attention(&qkv)) * residual;
+        let attended = self.attention(&qkv, segments);
+        let x = x + named.project(&self.block.output, &attended) * residual;
         let h = self.norm(named, self.block.norm_mlp, &x);
         let up = named.project(&self.block.up, &h);
         let act = match self.spec.mlp {
@@ -100,20 +133,21 @@ impl PlainModel {
         }
     }
 
-    fn attention(&self, qkv: &Tensor) -> Tensor {
+    fn attention(&self, qkv: &Tensor, segments: &Segments) -> Tensor {
         let (n, k) = (self.spec.num_heads as i64, self.spec.num_kv_heads as i64);
         let (b, s, _) = qkv.size3().expect("qkv is [B, S, width]");
         let heads = qkv.view([b, s, n + 2 * k, self.spec.head_dim as i64]).transpose(1, 2);
         let part = |first, count| heads.narrow(1, first, count);
         let (mut q, mut keys, values) = (part(0, n), part(n, k), part(n + k, k));
         if let Position::Rotary { theta, scaling } = self.spec.position {
+            let positions = segments.position_ids().view([b, 1, s]);
             let turns = frequencies(self.spec.head_dim, theta, scaling.as_ref());
-            (q, keys) = (rotate(&q, &turns), rotate(&keys, &turns));
+            (q, keys) = (rotate(&q, &positions, &turns), rotate(&keys, &positions, &turns));
         }
         let spread = |t: &Tensor| t.repeat_interleave_self_int(n / k, 1, None);
         let scores = q.matmul(&spread(&keys).transpose(2, 3)) * self.spec.scaling.attention;
-        let future = Tensor::ones([s, s], (Kind::Bool, q.device())).triu(1);
-        let weights = scores.masked_fill(&future, f64::NEG_INFINITY).softmax(-1, q.kind());
+        let hidden = segments.hidden();
+        let weights = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, q.kind());
         weights.matmul(&spread(&values)).transpose(1, 2).reshape([b, s, -1])
     }
 }
@@ -143,13 +177,12 @@ impl<'a> Named<'a> {
     }
 }
 
-/// Rotates heads `[B, N, S, H]` by their positions' angles, with complex numbers rather than the
+/// Rotates heads `[B, N, S, H]` by the angles of their positions `[B, 1, S]`, with complex numbers rather than the
 /// half-split products of the layers beside.
-fn rotate(heads: &Tensor, (frequencies, scale): &(Vec<f64>, f64)) -> Tensor {
-    let (_, _, s, _) = heads.size4().expect("heads are [B, N, S, H]");
-    let options = (heads.kind(), heads.device());
-    let frequencies = Tensor::from_slice(frequencies).to_device(heads.device());
-    let angles = Tensor::arange(s, options).outer(&frequencies.to_kind(heads.kind()));
+fn rotate(heads: &Tensor, positions: &Tensor, (frequencies, scale): &(Vec<f64>, f64)) -> Tensor {
+    let (kind, device) = (heads.kind(), heads.device());
+    let frequencies = Tensor::from_slice(frequencies).to_device(device).to_kind(kind);
+    let angles = positions.to_kind(kind).unsqueeze(-1) * frequencies;
     let turns = Tensor::polar(&angles.full_like(*scale), &angles);
     let pairs = heads.chunk(2, -1);
     let turned = Tensor::complex(&pairs[0], &pairs[1]) * turns;

@@ -3,9 +3,10 @@
 
 use tch::{Kind, Tensor};
 
+use super::attention::Attention;
 use super::compute::{Compute, per_element};
 use super::config::DecoderSpec;
-use crate::kernel::rope::{QkvLayout, Rope};
+use crate::kernel::rope::{Positions, QkvLayout, Rope};
 use crate::kernel::view;
 
 /// Cosines and sines of all positions of one sequence length.
@@ -61,18 +62,24 @@ impl Rotary {
         }
     }
 
-    /// Rotates the q and k heads of a fused `qkv` in place.
+    /// Rotates the q and k heads of a fused `qkv` in place, by their positions in their rows or,
+    /// where rows are cut, in their segments.
     ///
     /// # Shapes
     /// - `qkv`: `[B * S, (N + 2 K) * H]` with `S` at most the tables' length
-    pub fn turn(&self, compute: &Compute, qkv: &mut Tensor, sequence_length: i64, turn: Turn) {
+    pub fn turn(&self, compute: &Compute, qkv: &mut Tensor, attention: &Attention<'_>, turn: Turn) {
+        let Attention { sequence_length, segments, .. } = *attention;
+        let listed = segments.map(|segments| segments.position_ids());
         if compute.has_kernels() {
             let (rope, layout) = &self.kernel;
+            let positions = listed.map_or(Positions::Counted(sequence_length as usize), |listed| {
+                Positions::Listed(view::slice(listed))
+            });
             return per_element!(compute, E => {
-                let (qkv, length) = (view::slice_mut::<E>(qkv), sequence_length as usize);
+                let qkv = view::slice_mut::<E>(qkv);
                 match turn {
-                    Turn::Forward => rope.apply(&compute.pool, qkv, *layout, length),
-                    Turn::Backward => rope.apply_backward(&compute.pool, qkv, *layout, length),
+                    Turn::Forward => rope.apply(&compute.pool, qkv, *layout, positions),
+                    Turn::Backward => rope.apply_backward(&compute.pool, qkv, *layout, positions),
                 }
             });
         }
@@ -84,8 +91,11 @@ impl Rotary {
             self.num_heads,
             self.head_dim,
         ]);
-        let cos = self.cos.narrow(0, 0, sequence_length).view([1, sequence_length, 1, half]);
-        let sin = self.sin.narrow(0, 0, sequence_length).view([1, sequence_length, 1, half]);
+        let rows = |table: &Tensor| match listed {
+            None => table.narrow(0, 0, sequence_length).view([1, sequence_length, 1, half]),
+            Some(listed) => table.index_select(0, listed).view([-1, sequence_length, 1, half]),
+        };
+        let (cos, sin) = (rows(&self.cos), rows(&self.sin));
         let sin = if turn == Turn::Forward { sin } else { -sin };
         let (first, second) = (heads.narrow(3, 0, half), heads.narrow(3, half, half));
         let turned =

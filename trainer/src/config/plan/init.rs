@@ -9,9 +9,10 @@ use super::{Group, GroupPlan, PhaseMode, Plan};
 use crate::model::config::ModelConfig;
 
 /// `[init]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct InitPlan {
     /// How parameters are drawn that come from no checkpoint.
+    #[serde(default)]
     pub scheme: InitScheme,
     /// The model that the run starts from: a checkpoint, a run's folder or a Hugging Face folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -22,10 +23,11 @@ pub struct InitPlan {
 }
 
 /// How initial weights are drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum InitScheme {
     /// Radford et al. 2019: all of one deviation, those that end a branch divided by `sqrt(2 L)`.
+    #[default]
     Gpt2,
     /// torchtitan's Llama: truncated, ends of branches by the depth they stand in, head by width.
     Llama,
@@ -136,7 +138,7 @@ impl GrowthPlan {
 
 /// One stage of `[[growth]]`: from `at_step` on the model is this one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StagePlan {
+pub struct GrowthStage {
     /// The last step of the smaller model; above 0 and below `run.steps`.
     pub at_step: u64,
     /// How the schedule goes on; rewound, from the end of its warm-up.

@@ -3,10 +3,11 @@
 use toml::Value;
 
 use super::super::plan::{
-    DepthGrowth, GrowthPlan, InitPlan, InitScheme, MomentGrowth, PhaseMode, StagePlan, WidthGrowth,
+    DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, PhaseMode,
+    WidthGrowth,
 };
 use super::super::run_config::{ModelTable, RunConfig};
-use super::super::stages::{GrowthTable, InitTable, StageTable};
+use super::super::stages::{GrowthStageTable, GrowthTable, InitTable};
 use super::{Problems, Shown, model};
 use crate::model::config::ModelConfig;
 
@@ -63,7 +64,7 @@ pub(super) fn stages(
     (first, steps): (&ModelConfig, u64),
     sequence_length: usize,
     problems: &mut Problems,
-) -> Vec<StagePlan> {
+) -> Vec<GrowthStage> {
     let mut written = config.written_model.clone();
     // Heads keep their width, whatever the default would be at the new one.
     if let ModelConfig::Llama(llama) = first {
@@ -105,10 +106,10 @@ fn check_step(index: usize, at_step: u64, (before, steps): (u64, u64), problems:
 
 fn stage_plan(
     index: usize,
-    stage: &StageTable,
+    stage: &GrowthStageTable,
     (written, sequence_length): (&toml::Table, usize),
     problems: &mut Problems,
-) -> Option<StagePlan> {
+) -> Option<GrowthStage> {
     let prefix = format!("growth[{index}]");
     let growth = growth_plan(&stage.growth, &prefix, problems);
     let table: ModelTable = match written.clone().try_into() {
@@ -126,5 +127,5 @@ fn stage_plan(
     };
     let schedule = stage.schedule.unwrap_or(PhaseMode::Continue);
     let model = model::resolve(&table, sequence_length, problems)?;
-    Some(StagePlan { at_step: stage.at_step, schedule, growth, model })
+    Some(GrowthStage { at_step: stage.at_step, schedule, growth, model })
 }

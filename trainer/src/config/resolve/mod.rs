@@ -1,6 +1,8 @@
 //! From a configuration as written to a plan: defaults, derived numbers, and every rule between
 //! values.
 
+mod data;
+mod guard;
 mod init;
 mod model;
 mod optim;
@@ -11,12 +13,11 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, Derived, Device, EvalPlan, Home,
-    MemoryPlan, MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan,
-    SamplePlan, Tokenizer, Validation,
+    Backend, BatchPlan, CheckpointPlan, DataPlan, Derived, Device, EvalPlan, Home, MemoryPlan,
+    MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan, SamplePlan,
 };
-use super::run_config::{DataTable, MemoryTable, RunConfig, SampleTable};
-use crate::model::config::{ModelConfig, Precision};
+use super::run_config::{MemoryTable, RunConfig, SampleTable};
+use crate::model::config::Precision;
 
 /// The most that the fp32 logits of one chunk of the head may take where `memory.logits_rows` is 0.
 /// Smaller chunks read the head's weight and its gradient more often.
@@ -30,9 +31,6 @@ const LOGITS_ROWS: usize = 512;
 /// gather takes as long as many of its kind together.
 const KEEP_GATHERED_NUMEL: usize = 100_000;
 
-/// Token ids of the byte tokenizer.
-const BYTE_TOKENS: usize = 256;
-
 /// Fills in defaults and checks every value.
 ///
 /// # Errors
@@ -45,7 +43,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         return Err(ConfigErrors { problems: problems.0 });
     };
     let spec = model.spec();
-    let data = data(config, &model, &mut problems);
+    let data = data::resolve(config, &model, &batch, &mut problems);
     let steps = config.run.steps;
     problems.require(steps > 0, "run.steps", steps, "must be above 0", "train for 1 step or more");
     let decays = config.optim.weight_decay != Some(0.0);
@@ -60,11 +58,13 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
         parallel: parallel(config, &mut problems),
-        eval: data.validation.is_some().then(|| EvalPlan {
+        eval: data.has_validation().then(|| EvalPlan {
             every: config.eval.every.unwrap_or(0),
             batches: config.eval.batches.unwrap_or(0),
         }),
         checkpoint: checkpoint(config, &mut problems),
+        guard: guard::guard(&config.guard, &mut problems),
+        watchdog: guard::watchdog(&config.watchdog, &mut problems),
         metrics: metrics(config, &mut problems),
         profile: profile(config, &mut problems),
         sample: sample(&config.sample, &data, spec.vocab_size, &mut problems),
@@ -186,47 +186,6 @@ fn tokens(batch: &BatchPlan, steps: u64, problems: &mut Problems) -> Derived {
         flops_per_token: 0,
         cooldown_steps: 0,
     }
-}
-
-fn data(config: &RunConfig, model: &ModelConfig, problems: &mut Problems) -> DataPlan {
-    let DataTable { tokens, text, tokenizer, validation_fraction, validation_tokens } =
-        &config.data;
-    let missing = |key: &str, about: &str| ConfigError::MissingKey {
-        key: key.to_owned(),
-        origin: config.file.display().to_string(),
-        about: about.to_owned(),
-    };
-    if tokens.is_none() && text.is_none() {
-        problems.0.push(missing("data.tokens", "a token file, or a text file as data.text"));
-    }
-    if text.is_some() && tokenizer.is_none() {
-        let about = "\"bytes\" or the path of a tokenizer, because data.text is set";
-        problems.0.push(missing("data.tokenizer", about));
-    }
-    if let Some(fraction) = *validation_fraction {
-        problems.require(
-            fraction > 0.0 && fraction < 1.0,
-            "data.validation_fraction",
-            Shown(fraction),
-            "must be above 0 and below 1",
-            "use a part such as 0.05, or remove the key to do without validation",
-        );
-    }
-    let vocab_size = model.spec().vocab_size;
-    problems.require(
-        *tokenizer != Some(Tokenizer::Bytes) || vocab_size >= BYTE_TOKENS,
-        "model.vocab_size",
-        vocab_size,
-        format!("is below the {BYTE_TOKENS} token ids of data.tokenizer = \"bytes\""),
-        format!("use {BYTE_TOKENS} or more"),
-    );
-    let source = match (tokens, text) {
-        (None, Some(text)) => DataSource::Text(text.clone()),
-        (tokens, _) => DataSource::Tokens(tokens.clone().unwrap_or_default()),
-    };
-    let fraction = validation_fraction.map(Validation::Fraction);
-    let validation = fraction.or_else(|| validation_tokens.clone().map(Validation::Tokens));
-    DataPlan { source, tokenizer: tokenizer.clone(), validation }
 }
 
 fn memory(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::schema::KEYS;
+use super::super::schema::{KEYS, Kind};
 use super::{Folder, configs};
 
 /// One `key = value` line of the file.
@@ -24,6 +24,8 @@ struct Reference {
     optional: Vec<Entry>,
     /// By the condition, such as `optim.rule = "lion"`: the keys that it brings.
     conditional: BTreeMap<String, Vec<Entry>>,
+    /// Keys of arrays of tables, as `data.sources[].name`.
+    tables: Vec<Entry>,
 }
 
 impl Reference {
@@ -35,17 +37,24 @@ impl Reference {
             let commented = written.starts_with("# ");
             let content = written.trim_start_matches("# ");
             let header = content.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+            let tables = content.strip_prefix("[[").and_then(|rest| rest.split_once("]]"));
             if written.is_empty() {
                 (condition, commented_table) = (None, None);
             } else if let Some(text) = content.strip_prefix("if ") {
                 found.conditional.entry(text.to_owned()).or_default();
                 condition = Some(text.to_owned());
+            } else if let Some((name, _)) = tables {
+                commented_table = Some(format!("{name}[]."));
             } else if let Some((name, _)) = header {
                 let prefix = format!("{name}.");
                 if commented { commented_table = Some(prefix) } else { table = prefix }
             } else if let Some(entry) = Entry::parse(line, content) {
                 let prefix = commented_table.as_ref().unwrap_or(&table);
                 let entry = Entry { path: format!("{prefix}{}", entry.path), ..entry };
+                if prefix.ends_with("[].") {
+                    found.tables.push(entry);
+                    continue;
+                }
                 match (&condition, commented) {
                     (_, false) => found.active.push(entry),
                     (None, true) => found.optional.push(entry),
@@ -100,10 +109,19 @@ fn the_reference_lists_every_key_once_where_it_is_active() {
     let reference = Reference::parse(&text());
     let conditions = reference.conditional.keys().map(|c| c.split(" = ").next().unwrap());
     let brought = reference.conditional.values().flatten();
-    let entries = reference.active.iter().chain(&reference.optional).chain(brought);
+    let entries = reference.active.iter().chain(&reference.optional).chain(&reference.tables);
+    let entries = entries.chain(brought);
     let listed: BTreeSet<&str> =
         entries.map(|entry| entry.path.as_str()).chain(conditions).collect();
-    let known: BTreeSet<&str> = KEYS.iter().map(|key| key.path).collect();
+    let of_tables = KEYS.iter().filter_map(|key| match key.kind {
+        Kind::Tables(keys) => Some((key.path, keys)),
+        _ => None,
+    });
+    let of_tables: Vec<String> = of_tables
+        .flat_map(|(path, keys)| keys.iter().map(move |key| format!("{path}[].{}", key.path)))
+        .collect();
+    let mut known: BTreeSet<&str> = KEYS.iter().map(|key| key.path).collect();
+    known.extend(of_tables.iter().map(String::as_str));
     assert_eq!(listed, known);
 }
 

@@ -14,16 +14,18 @@ use super::element::Element;
 use super::forward::{as_words, row_vector};
 use super::geometry::{Geometry, Units};
 use super::isa::{Isa, Task};
-use super::mask::{Mask, visible_blocks};
+use super::mask::{Mask, Sight};
 use super::operand::{BLOCK, Rows, across, across_transposed, transpose};
 use super::product::{Accumulation, Panel, Span};
 use super::score_gradient::GradientStrips;
+use super::segments::Segments;
 use super::workspace::Scratch;
 use crate::kernel::pool::DisjointMut;
 
 /// What the chunks of one call share.
 pub(super) struct Backward<'a, E> {
     pub(super) geometry: Geometry,
+    pub(super) segments: Option<&'a Segments>,
     pub(super) qkv: &'a [E],
     pub(super) out: &'a [E],
     pub(super) lse: &'a [f32],
@@ -154,14 +156,15 @@ impl<E: Element> Task for BackwardChunk<'_, E> {
         for block in (0..geometry.num_blocks()).filter(|&block| share.has_column(block)) {
             pack_columns::<I, E>(&mut buffers, &keys, &values, block);
         }
+        let sight = Sight::new(geometry.window, call.segments, sequence);
         for unit in share.units(geometry) {
             let (member, row_block) = geometry.unit(unit);
             let head = kv_head * geometry.group_size() + member;
             let place = Place { sequence, head, row_block };
             pack_rows::<I, E>(call, &mut buffers, place);
-            let columns = visible_blocks(row_block, geometry.window);
+            let columns = sight.blocks(row_block);
             for column_block in columns.filter(|&block| share.has_column(block)) {
-                let mask = Mask::new(row_block, column_block, geometry.window);
+                let mask = Mask::new(row_block, column_block, sight);
                 block_pair::<I>(geometry, &mut buffers, column_block, mask, share);
             }
             if share.has_queries() {
@@ -253,7 +256,7 @@ unsafe fn block_pair<I: Isa>(
     geometry: &Geometry,
     buffers: &mut Buffers<'_>,
     column_block: usize,
-    mask: Mask,
+    mask: Mask<'_>,
     share: Share,
 ) {
     let (words, lanes) = (buffers.staged.len() / BLOCK, geometry.padded_dim);

@@ -13,9 +13,10 @@
 use super::element::Element;
 use super::geometry::{Geometry, Units};
 use super::isa::{Isa, Task, exp2};
-use super::mask::{Mask, visible_blocks};
+use super::mask::{Mask, Sight};
 use super::operand::{BLOCK, Rows, across_transposed, transpose};
 use super::product::{Accumulation, Panel, Span, tile};
+use super::segments::Segments;
 use super::workspace::{Arena, Scratch};
 use crate::kernel::pool::DisjointMut;
 
@@ -25,6 +26,7 @@ const LOWEST: f32 = -1.0e30;
 /// What the chunks of one call share.
 pub(super) struct Forward<'a, E> {
     pub(super) geometry: Geometry,
+    pub(super) segments: Option<&'a Segments>,
     pub(super) qkv: &'a [E],
     pub(super) out: DisjointMut<'a, E>,
     pub(super) lse: DisjointMut<'a, f32>,
@@ -100,6 +102,7 @@ impl<E: Element> Task for ForwardChunk<'_, E> {
         let mut buffers = Buffers::new::<I>(geometry, self.scratch);
         let keys = geometry.slot(call.qkv, self.sequence, geometry.key_slot(self.kv_head));
         let values = geometry.slot(call.qkv, self.sequence, geometry.value_slot(self.kv_head));
+        let sight = Sight::new(geometry.window, call.segments, self.sequence);
         let mut num_packed = 0;
         for unit in self.units {
             let (member, row_block) = geometry.unit(unit);
@@ -114,7 +117,7 @@ impl<E: Element> Task for ForwardChunk<'_, E> {
             keys.prefetch::<I>(num_packed);
             values.prefetch::<I>(num_packed);
             transpose::<I>(buffers.staged[0], BLOCK, buffers.q_along);
-            attend::<I>(geometry, &mut buffers, row_block);
+            attend::<I>(geometry, &mut buffers, row_block, sight);
             finish::<I>(&mut buffers);
             write_rows(call, &buffers, [self.sequence, head, row_block]);
         }
@@ -139,13 +142,18 @@ unsafe fn pack_block<I: Isa, E: Element>(
 
 /// The queries in `q_along` against all their keys: leaves `out`, `maximum` and `sum`.
 #[inline(always)]
-unsafe fn attend<I: Isa>(geometry: &Geometry, buffers: &mut Buffers<'_>, row_block: usize) {
+unsafe fn attend<I: Isa>(
+    geometry: &Geometry,
+    buffers: &mut Buffers<'_>,
+    row_block: usize,
+    sight: Sight<'_>,
+) {
     let block_words = buffers.q_along.len();
     buffers.maximum.fill(LOWEST);
     buffers.sum.fill(0.0);
     buffers.out.fill(0.0);
-    for column_block in visible_blocks(row_block, geometry.window) {
-        let mask = Mask::new(row_block, column_block, geometry.window);
+    for column_block in sight.blocks(row_block) {
+        let mask = Mask::new(row_block, column_block, sight);
         buffers.block_maximum.copy_from_slice(buffers.maximum);
         let keys = &buffers.k_along[column_block * block_words..][..block_words];
         let strips = ScoreStrips {
@@ -174,17 +182,17 @@ unsafe fn attend<I: Isa>(geometry: &Geometry, buffers: &mut Buffers<'_>, row_blo
 }
 
 /// The scores of one block, four keys at a time.
-struct ScoreStrips {
+struct ScoreStrips<'a> {
     keys: Panel,
     queries: Panel,
     num_words: usize,
     factor: f32,
-    mask: Mask,
+    mask: Mask<'a>,
     scores: *mut f32,
     maximum: *mut f32,
 }
 
-impl ScoreStrips {
+impl ScoreStrips<'_> {
     #[inline(always)]
     unsafe fn run<I: Isa>(&self) {
         for column in (0..BLOCK).step_by(4) {
@@ -224,7 +232,7 @@ impl ScoreStrips {
 
 /// Scores to weights `2^(score - maximum)`; brings `maximum`, `decay` and `sum` up to date.
 #[inline(always)]
-unsafe fn exponentiate<I: Isa>(buffers: &mut Buffers<'_>, mask: Mask) {
+unsafe fn exponentiate<I: Isa>(buffers: &mut Buffers<'_>, mask: Mask<'_>) {
     for lane in (0..BLOCK).step_by(I::LANES) {
         let maximum = I::load(buffers.block_maximum.as_ptr().add(lane));
         let before = I::load(buffers.maximum.as_ptr().add(lane));

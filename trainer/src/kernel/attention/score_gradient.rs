@@ -14,7 +14,7 @@ use super::product::{Panel, tile};
 const TILE_COLUMNS: usize = 4;
 
 /// One pair of blocks, computed [`TILE_COLUMNS`] keys at a time.
-pub(super) struct GradientStrips {
+pub(super) struct GradientStrips<'a> {
     /// `[C, W]`
     pub(super) keys: Panel,
     pub(super) values: Panel,
@@ -24,7 +24,7 @@ pub(super) struct GradientStrips {
     pub(super) num_words: usize,
     /// From `q . k` to scores in units of log2.
     pub(super) factor: f32,
-    pub(super) mask: Mask,
+    pub(super) mask: Mask<'a>,
     /// `[R]`
     pub(super) minus_lse: *const f32,
     pub(super) delta: *const f32,
@@ -36,7 +36,7 @@ pub(super) struct GradientStrips {
     pub(super) ds_right: *mut u32,
 }
 
-impl GradientStrips {
+impl GradientStrips<'_> {
     /// Writes `weights` and `ds_left`, but for the vectors above the diagonal, and all of `ds_right`.
     ///
     /// # Safety

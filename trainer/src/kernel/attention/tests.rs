@@ -1,9 +1,10 @@
 //! The kernel against the formula in f64, at every level of this machine, and what must not matter.
 
 mod reference;
+mod segments;
 
 use self::reference::{normal, reference};
-use super::{AttentionShape, Element, Level, Saved, Workspace, backward, forward};
+use super::{AttentionShape, Element, Level, Saved, Segments, Workspace, backward, forward};
 use crate::kernel::pool::Pool;
 use half::bf16;
 
@@ -26,6 +27,7 @@ struct Case {
     level: Level,
     num_threads: usize,
     shape: AttentionShape,
+    segments: Option<Segments>,
 }
 
 impl Case {
@@ -35,15 +37,15 @@ impl Case {
     }
 
     fn run_on<E: Element>(&self, workspace: &mut Workspace, qkv: &[E], d_out: &[E]) -> Results<E> {
-        let shape = &self.shape;
+        let (shape, segments) = (&self.shape, self.segments.as_ref());
         // NaN, so that what is not written shows.
         let nan = E::narrow(f32::NAN);
         let mut out = vec![nan; shape.out_len()];
         let mut lse = vec![f32::NAN; shape.lse_len()];
         let mut d_qkv = vec![nan; shape.qkv_len()];
-        forward(workspace, shape, qkv, &mut out, &mut lse);
+        forward(workspace, (shape, segments), qkv, &mut out, &mut lse);
         let saved = Saved { qkv, out: &out, lse: &lse };
-        backward(workspace, shape, saved, d_out, &mut d_qkv);
+        backward(workspace, (shape, segments), saved, d_out, &mut d_qkv);
         Results { out, lse, d_qkv }
     }
 
@@ -53,7 +55,7 @@ impl Case {
         let qkv: Vec<E> = normal(shape.qkv_len(), 1, deviation);
         let d_out: Vec<E> = normal(shape.out_len(), 2, 1.0);
         let results = self.run(&qkv, &d_out);
-        let exact = reference(shape, &qkv, &d_out);
+        let exact = reference((shape, self.segments.as_ref()), &qkv, &d_out);
         let tolerance = if E::IS_BF16 { BF16_TOLERANCE } else { F32_TOLERANCE };
         let what =
             |name| format!("{name} of {shape:?} at {:?}, {} threads", self.level, self.num_threads);
@@ -116,8 +118,12 @@ fn levels() -> impl Iterator<Item = Level> {
 }
 
 fn check_all(shape: AttentionShape) {
+    check_segments(shape, None);
+}
+
+fn check_segments(shape: AttentionShape, segments: Option<Segments>) {
     for level in levels() {
-        let case = Case { level, num_threads: 2, shape };
+        let case = Case { level, num_threads: 2, shape, segments: segments.clone() };
         case.check::<f32>(1.0);
         case.check::<bf16>(1.0);
     }
@@ -163,7 +169,7 @@ fn a_window_of_everything_is_no_window() {
     let d_out: Vec<f32> = normal(none.out_len(), 4, 1.0);
     let all = AttentionShape { window: Some(150), ..none };
     for level in levels() {
-        let run = |shape| Case { level, num_threads: 1, shape }.run(&qkv, &d_out);
+        let run = |shape| Case { level, num_threads: 1, shape, segments: None }.run(&qkv, &d_out);
         assert!(bits(&run(none)) == bits(&run(all)), "{level:?}");
     }
 }
@@ -175,7 +181,9 @@ fn check_thread_counts<E: Element>() {
         let qkv: Vec<E> = normal(shape.qkv_len(), 5, 1.0);
         let d_out: Vec<E> = normal(shape.out_len(), 6, 1.0);
         for level in levels() {
-            let run = |num_threads| bits(&Case { level, num_threads, shape }.run(&qkv, &d_out));
+            let run = |num_threads| {
+                bits(&Case { level, num_threads, shape, segments: None }.run(&qkv, &d_out))
+            };
             let one = run(1);
             for num_threads in [2, 3, 8] {
                 assert!(one == run(num_threads), "{shape:?} at {level:?}, {num_threads} threads");
@@ -197,11 +205,11 @@ fn check_batch<E: Element>() {
     let qkv: Vec<E> = normal(together.qkv_len(), 7, 1.0);
     let d_out: Vec<E> = normal(together.out_len(), 8, 1.0);
     for level in levels() {
-        let all = Case { level, num_threads: 2, shape: together }.run(&qkv, &d_out);
+        let all = Case { level, num_threads: 2, shape: together, segments: None }.run(&qkv, &d_out);
         for sequence in 0..3 {
             let (qkv_len, out_len) = (alone.qkv_len(), alone.out_len());
             let (qkv_at, out_at) = (sequence * qkv_len, sequence * out_len);
-            let case = Case { level, num_threads: 2, shape: alone };
+            let case = Case { level, num_threads: 2, shape: alone, segments: None };
             let one = case.run(&qkv[qkv_at..][..qkv_len], &d_out[out_at..][..out_len]);
             let lse_at = sequence * alone.lse_len();
             let expected = Results {
@@ -224,10 +232,11 @@ fn the_rest_of_the_batch_changes_no_bit() {
 fn check_reuse<E: Element>() {
     for level in levels() {
         let mut workspace = Workspace::new(Pool::new(2), level);
-        let large = Case { level, num_threads: 2, shape: shape([1, 130, 2, 2, 64]) };
+        let large =
+            Case { level, num_threads: 2, shape: shape([1, 130, 2, 2, 64]), segments: None };
         let nans = vec![E::narrow(f32::NAN); large.shape.qkv_len()];
         large.run_on(&mut workspace, &nans, &nans[..large.shape.out_len()]);
-        let small = Case { level, num_threads: 2, shape: shape([1, 77, 2, 1, 20]) };
+        let small = Case { level, num_threads: 2, shape: shape([1, 77, 2, 1, 20]), segments: None };
         let qkv: Vec<E> = normal(small.shape.qkv_len(), 9, 1.0);
         let d_out: Vec<E> = normal(small.shape.out_len(), 10, 1.0);
         let used = small.run_on(&mut workspace, &qkv, &d_out);
@@ -250,7 +259,9 @@ fn later_positions_change_no_bit_of_earlier_ones() {
     changed[cut..].copy_from_slice(&normal::<bf16>(qkv.len() - cut, 12, 3.0));
     let d_out: Vec<bf16> = normal(shape.out_len(), 13, 1.0);
     for level in levels() {
-        let run = |qkv: &[bf16]| Case { level, num_threads: 1, shape }.run(qkv, &d_out).out;
+        let run = |qkv: &[bf16]| {
+            Case { level, num_threads: 1, shape, segments: None }.run(qkv, &d_out).out
+        };
         assert_eq!(run(&qkv)[..40 * 16], run(&changed)[..40 * 16], "{level:?}");
     }
 }
@@ -259,14 +270,14 @@ fn later_positions_change_no_bit_of_earlier_ones() {
 fn large_scores_stay_finite() {
     for level in levels() {
         // Scores of some thousands: all but one exponential of a row vanish.
-        let case = Case { level, num_threads: 1, shape: shape([1, 130, 1, 1, 64]) };
+        let case = Case { level, num_threads: 1, shape: shape([1, 130, 1, 1, 64]), segments: None };
         let qkv: Vec<f32> = normal(case.shape.qkv_len(), 14, 60.0);
         let d_out: Vec<f32> = normal(case.shape.out_len(), 15, 1.0);
         let results = case.run(&qkv, &d_out);
         let all = results.out.iter().chain(&results.lse).chain(&results.d_qkv);
         assert!(all.into_iter().all(|x| x.is_finite()), "{level:?}");
         // The error of a score of 3e3 is 3e3 * 6e-8 * sqrt(64) at most, and the exponential's that.
-        let exact = reference(&case.shape, &qkv, &d_out);
+        let exact = reference((&case.shape, None), &qkv, &d_out);
         assert_close(&widen(&results.out), &exact.out, 2.0e-3, "out");
     }
 }
@@ -274,7 +285,7 @@ fn large_scores_stay_finite() {
 #[test]
 fn not_a_number_is_not_hidden() {
     for level in levels() {
-        let case = Case { level, num_threads: 1, shape: shape([1, 80, 1, 1, 16]) };
+        let case = Case { level, num_threads: 1, shape: shape([1, 80, 1, 1, 16]), segments: None };
         let mut qkv: Vec<f32> = normal(case.shape.qkv_len(), 16, 1.0);
         let d_out: Vec<f32> = normal(case.shape.out_len(), 17, 1.0);
         qkv[70 * 48 + 3] = f32::NAN; // a query
@@ -288,7 +299,7 @@ fn not_a_number_is_not_hidden() {
 #[test]
 fn the_first_row_is_the_first_value() {
     for level in levels() {
-        let case = Case { level, num_threads: 1, shape: shape([1, 70, 2, 2, 16]) };
+        let case = Case { level, num_threads: 1, shape: shape([1, 70, 2, 2, 16]), segments: None };
         let qkv: Vec<bf16> = normal(case.shape.qkv_len(), 18, 2.0);
         let d_out: Vec<bf16> = normal(case.shape.out_len(), 19, 1.0);
         let results = case.run(&qkv, &d_out);
@@ -299,7 +310,7 @@ fn the_first_row_is_the_first_value() {
 #[test]
 fn the_weights_of_a_row_sum_to_one() {
     for level in levels() {
-        let case = Case { level, num_threads: 2, shape: shape([1, 200, 4, 2, 32]) };
+        let case = Case { level, num_threads: 2, shape: shape([1, 200, 4, 2, 32]), segments: None };
         let mut qkv: Vec<f32> = normal(case.shape.qkv_len(), 20, 1.0);
         // With all values 1, an output is the sum of its row's weights.
         qkv.chunks_exact_mut(8 * 32).for_each(|position| position[6 * 32..].fill(1.0));
@@ -316,7 +327,7 @@ fn wrong_lengths_are_refused() {
     let qkv = vec![0.0_f32; shape.qkv_len() - 1];
     let (mut out, mut lse) = (vec![0.0; shape.out_len()], vec![0.0; shape.lse_len()]);
     let call = std::panic::AssertUnwindSafe(|| {
-        forward(&mut workspace, &shape, &qkv, &mut out, &mut lse);
+        forward(&mut workspace, (&shape, None), &qkv, &mut out, &mut lse);
     });
     assert!(std::panic::catch_unwind(call).is_err());
 }

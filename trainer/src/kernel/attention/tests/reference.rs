@@ -1,6 +1,6 @@
 //! Attention as the formula says it, in f64, and inputs to try it on.
 
-use super::super::{AttentionShape, Element};
+use super::super::{AttentionShape, Element, Segments};
 
 /// The results of a pass in f64, laid out as the kernel's.
 pub(super) struct Reference {
@@ -28,7 +28,11 @@ pub(super) fn normal<E: Element>(len: usize, mut seed: u64, deviation: f64) -> V
 }
 
 /// Forward and backward by the formulas, one query at a time.
-pub(super) fn reference<E: Element>(shape: &AttentionShape, qkv: &[E], d_out: &[E]) -> Reference {
+pub(super) fn reference<E: Element>(
+    (shape, segments): (&AttentionShape, Option<&Segments>),
+    qkv: &[E],
+    d_out: &[E],
+) -> Reference {
     let qkv: Vec<f64> = qkv.iter().map(|x| f64::from(x.widen())).collect();
     let d_out: Vec<f64> = d_out.iter().map(|x| f64::from(x.widen())).collect();
     let mut results = Reference {
@@ -39,7 +43,7 @@ pub(super) fn reference<E: Element>(shape: &AttentionShape, qkv: &[E], d_out: &[
     for sequence in 0..shape.batch {
         for head in 0..shape.num_heads {
             for row in 0..shape.sequence_length {
-                query(shape, &qkv, &d_out, [sequence, head, row], &mut results);
+                query((shape, segments), &qkv, &d_out, [sequence, head, row], &mut results);
             }
         }
     }
@@ -47,7 +51,7 @@ pub(super) fn reference<E: Element>(shape: &AttentionShape, qkv: &[E], d_out: &[
 }
 
 fn query(
-    shape: &AttentionShape,
+    (shape, segments): (&AttentionShape, Option<&Segments>),
     qkv: &[f64],
     d_out: &[f64],
     [sequence, head, row]: [usize; 3],
@@ -62,6 +66,12 @@ fn query(
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let scale = f64::from(shape.scale);
     let first = (row + 1).saturating_sub(shape.window.unwrap_or(usize::MAX));
+    // The keys of the query's segment are those whose segment ends where its own does.
+    let is_near = |column: &usize| {
+        segments
+            .is_none_or(|segments| segments.ends(sequence)[*column] == segments.ends(sequence)[row])
+    };
+    let first = (first..=row).find(is_near).expect("a query sees itself");
 
     let q = start(row, head);
     let scores: Vec<f64> =
