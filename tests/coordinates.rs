@@ -8,18 +8,23 @@ use tch::{Device, Kind};
 
 use crate::program::Program;
 
-/// The change of the logits after three steps at a width of 32 times `factor`.
-fn change(program: &Program, factor: usize, parametrization: &str) -> f64 {
+/// The change of the logits after three steps at a width of 32 times `factor` and a depth of 2
+/// times `deeper`.
+fn change(program: &Program, (factor, deeper): (usize, usize), parametrization: &str) -> f64 {
     let sizes = [("hidden_size", 32), ("intermediate_size", 48), ("num_attention_heads", 4)];
     let mut overrides: Vec<String> =
         sizes.iter().map(|(key, size)| format!("model.{key}={}", size * factor)).collect();
     overrides.push(format!("model.num_key_value_heads={}", 2 * factor));
+    overrides.push(format!("model.num_hidden_layers={}", 2 * deeper));
     overrides.push("optim.lr=5e-3".to_owned());
     overrides.push("schedule.kind=constant".to_owned());
     overrides.push("schedule.warmup_steps=0".to_owned());
     if parametrization != "standard" {
         overrides.push(format!("model.parametrization={parametrization}"));
         overrides.push("model.base_hidden_size=32".to_owned());
+    }
+    if parametrization == "complete_p" {
+        overrides.push("model.base_num_hidden_layers=2".to_owned());
     }
     let plan = plan(program, &overrides);
     let rows = coordinates(&plan, Compute::new(Device::Cpu, Kind::Float, 1), 3).expect("a run");
@@ -36,14 +41,30 @@ fn activations_are_flat_in_width_under_mup_and_not_under_the_standard() {
     tch::set_num_threads(1);
     let program = Program::new();
     let ratio = |parametrization: &str| {
-        let narrow = change(&program, 1, parametrization);
-        let wide = change(&program, 8, parametrization);
+        let narrow = change(&program, (1, 1), parametrization);
+        let wide = change(&program, (8, 1), parametrization);
         eprintln!("{parametrization}: {narrow} at 32, {wide} at 256");
         wide / narrow
     };
     let (standard, mup) = (ratio("standard"), ratio("mup"));
     assert!(standard > 3.0, "the standard's logits change {standard} times as much");
     assert!((0.4..2.0).contains(&mup), "muP's logits change {mup} times as much");
+}
+
+#[test]
+fn activations_are_flat_in_depth_under_complete_p_and_not_under_mup() {
+    let _no_graph = tch::no_grad_guard();
+    tch::set_num_threads(1);
+    let program = Program::new();
+    let ratio = |parametrization: &str| {
+        let shallow = change(&program, (1, 1), parametrization);
+        let deep = change(&program, (1, 16), parametrization);
+        eprintln!("{parametrization}: {shallow} at 2 blocks, {deep} at 32");
+        deep / shallow
+    };
+    let (mup, complete) = (ratio("mup"), ratio("complete_p"));
+    assert!((0.5..2.0).contains(&complete), "CompleteP's logits change {complete} times as much");
+    assert!(mup > 1.5 * complete, "muP's {mup} times, CompleteP's {complete} times");
 }
 
 #[test]
@@ -86,7 +107,7 @@ fn the_check_prints_a_table() {
     let said = program.succeed(&["coordcheck", "config.toml", "--widths", "32,64", "--steps", "1"]);
     let rows: Vec<&str> = said.lines().collect();
     assert_eq!(rows.len(), 2 + 4, "{said}");
-    assert!(rows[5].starts_with("| 64 | 1 | "), "{said}");
+    assert!(rows[5].starts_with("| 64 | 2 | 1 | "), "{said}");
     let said = program.fail(&["coordcheck", "config.toml", "--widths", "33"]);
     assert!(said.contains("--widths 33"), "{said}");
 }

@@ -9,8 +9,9 @@ use grove::model::block::Recompute;
 use grove::model::compute::Compute;
 use grove::model::plain::{NamedWeights, PlainModel};
 use grove::pass::{Tokens, Traffic};
+use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
-use grove_optim::{RuleConfig, Rules, SophiaConfig, StateKind};
+use grove_optim::{RuleConfig, SophiaConfig, StateKind};
 use grove_parallel::LocalCollective;
 use tch::{Device, Kind, Tensor};
 
@@ -222,7 +223,7 @@ fn hutchinson_is_unbiased() {
         let fixture = Fixture::load(label);
         tch::set_num_threads(1);
         let exact = exact_hessian(&fixture, 12);
-        let model = PlainModel::new(&fixture.config);
+        let model = Box::new(PlainModel::new(&fixture.config));
         let mut all = Vec::new();
         for (name, found) in estimates(&fixture, Estimator::Hutchinson { probe, model }) {
             for &(index, value) in &exact[&name] {

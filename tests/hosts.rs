@@ -108,6 +108,34 @@ fn a_rank_that_dies_on_the_other_host_ends_the_job_and_its_host_is_named() {
     assert_eq!(ranks_in(&program.path("")), [], "nothing is left running");
 }
 
+#[test]
+fn a_host_that_vanishes_is_named_and_the_job_ends() {
+    if !hosts_can_be_made() {
+        return;
+    }
+    let program = Program::new();
+    let watched = ["run.steps=1000000", "watchdog.stall_seconds=5", "watchdog.beat_seconds=0.5"];
+    let mut child = train_on_two_hosts(&program, &watched).spawn().expect("a script");
+    wait_for(&program.path("run/checkpoints/step-00000010"));
+    let ranks = ranks_in(&program.path(""));
+    let &(_, victim) = ranks.iter().find(|(rank, _)| rank == "1").expect("rank 1");
+    let pull = ["--net", "ip", "link", "set", "eth0", "down"];
+    let pulled =
+        Command::new("nsenter").arg("--target").arg(victim.to_string()).args(pull).status();
+    if !pulled.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this user cannot pull the cable between the hosts");
+        child.kill().expect("a child");
+        child.wait().expect("a child");
+        return;
+    }
+    let output = wait_within(child, Duration::from_secs(30));
+    assert!(!output.status.success());
+    let said = errors(&output);
+    let line = said.lines().find(|line| line.contains("has vanished: its host does not answer"));
+    assert!(line.is_some_and(|line| line.contains("stalled: rank 1 on grove-b")), "{said}");
+    assert_eq!(ranks_in(&program.path("")), [], "nothing is left running");
+}
+
 /// How many bytes a host has sent, from what `scripts/two-hosts` says at its end.
 fn bytes_sent(said: &str, host: &str) -> usize {
     let line = said.lines().find_map(|line| line.strip_prefix(&format!("two-hosts: {host} sent ")));

@@ -23,7 +23,7 @@ const ORDER: &[&[&str]] = &[
         "watchdog",
         "error",
     ],
-    &["sharding"],
+    &["sharding", "rules", "ownership"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
     &["update", "pass", "eval_point", "curvature"],

@@ -3,8 +3,8 @@
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
 //! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives,
 //! `coordinates` one width with another; `documents` and `data` pack and mix; `families`, `rules`,
-//! `resume`, `growth`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks
-//! what it says, `layering` what may name what.
+//! `whole`, `resume`, `growth`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli`
+//! checks what it says, `layering` what may name what.
 
 mod cli;
 mod coordinates;
@@ -26,4 +26,5 @@ mod recompute;
 mod resume;
 mod rules;
 mod watchdog;
+mod whole;
 mod zero;

@@ -6,9 +6,10 @@ use grove::model::compute::Products;
 use grove::model::config::{ModelConfig, RopeScaling};
 use grove::model::plain::PlainModel;
 use grove::pass::{Traffic, logits};
+use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
 use grove::update::{Update, apply, squared_grad_norm};
-use grove_optim::{Groups, Rules, clip_scale};
+use grove_optim::{Groups, clip_scale};
 use grove_parallel::LocalCollective;
 use tch::{Kind, Tensor};
 
@@ -94,6 +95,7 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let update = Update {
                 count_offsets: &std::collections::BTreeMap::new(),
                 rules: &rules,
+                kernels: None,
                 weight_decay: 1.0,
                 groups: &groups,
                 lr: 1e-3,

@@ -25,7 +25,7 @@ const COMMON: [&str; 5] = [
     "batch.micro_batches=7",
     "parallel.keep_gathered_numel=0",
     "eval.every=0",
-    "run.steps=4",
+    "run.steps=3",
     "checkpoint.every=0",
 ];
 
@@ -40,9 +40,9 @@ fn every_rule_has_the_same_bits_at_every_rank_count_and_stage() {
                 let run = [format!("run.dir='{dir}'"), format!("parallel.zero={zero}")];
                 let run: Vec<&str> = run.iter().map(String::as_str).collect();
                 program.train_in_threads(ranks, &[&run[..], &COMMON, *rule].concat());
-                let checkpoint = program.path(&format!("{dir}/checkpoints/step-00000004"));
+                let checkpoint = program.path(&format!("{dir}/checkpoints/step-00000003"));
                 let model = fs::read(checkpoint.join("model.safetensors")).expect("a model");
-                let found = (program.hash(&dir, 4), model);
+                let found = (program.hash(&dir, 3), model);
                 let expected = expected.get_or_insert_with(|| found.clone());
                 assert!(&found == expected, "{rule:?} on {ranks} ranks at stage {zero}");
             }
@@ -56,7 +56,9 @@ fn every_rule_resumes_exactly() {
     for (number, rule) in RULES.iter().enumerate().skip(4) {
         let train = |dir: &str, ranks: usize, more: &[&str]| {
             let dir = format!("run.dir='{dir}'");
-            let common = [dir.as_str(), "run.steps=8", "checkpoint.every=4", "eval.every=2"];
+            // Schedule-free's masters lie apart in fp32 alone.
+            let precision = if number == 6 { "precision=fp32" } else { "precision=bf16" };
+            let common = [&dir, "run.steps=8", "checkpoint.every=4", "eval.every=2", precision];
             program.train_in_threads(ranks, &[&common[..], *rule, more].concat());
         };
         let (whole, part) = (format!("{number} whole"), format!("{number} part"));
@@ -119,7 +121,7 @@ fn a_schedule_free_checkpoint_holds_the_average_and_both_points() {
         if precision == "fp32" && zero == 0 {
             let text =
                 fs::read_to_string(program.path(&dir).join("metrics.jsonl")).expect("metrics");
-            let last = text.lines().filter(|line| line.contains("\"eval\"")).next_back();
+            let last = text.lines().rfind(|line| line.contains("\"eval\""));
             let record: serde_json::Value =
                 serde_json::from_str(last.expect("an evaluation")).expect("JSON");
             let loss = record["loss"].as_f64().expect("a loss");
@@ -165,6 +167,29 @@ fn another_rule_is_refused_with_both_names_or_starts_anew() {
 }
 
 #[test]
+fn another_rule_goes_on_from_the_average() {
+    const NAME: &str = "model.layers.0.self_attn.o_proj.weight";
+    let program = Program::new();
+    let short = ["precision=fp32", "optim.weight_decay=0", "checkpoint.keep_last=9"];
+    let first = ["optim.rule=schedule_free", "optim.lr=2e-2", "schedule.kind=constant"];
+    program.train(1, &[&short[..], &first, &["run.steps=10"]].concat());
+    let open = |step: u64| {
+        let folder = program.path(&format!("run/checkpoints/step-{step:08}"));
+        Checkpoint::open(&folder).expect("a checkpoint")
+    };
+    let average = values(open(10).model(), NAME);
+    let masters = values(open(10).masters(), NAME);
+    // The next step takes 1e-6 at most.
+    let next = ["schedule.kind=constant", "optim.lr=1e-6", "optim.on_change=reset"];
+    let next = [&next[..], &["run.steps=11", "checkpoint.resume=true"]].concat();
+    program.train(1, &[&short[..], &next].concat());
+    let moved = values(open(11).masters(), NAME);
+    let far =
+        |from: &[f32]| moved.iter().zip(from).map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+    assert!(far(&average) < 1e-4 && far(&masters) > 1e-3, "{} {}", far(&average), far(&masters));
+}
+
+#[test]
 fn a_ramp_takes_the_data_in_order_and_counts_its_tokens() {
     let program = Program::new();
     let ramp = ["batch.ramp_steps=4", "batch.ramp_from=1", "batch.micro_batches=4"];
@@ -189,7 +214,7 @@ fn what_does_not_fit_together_is_named() {
     let program = Program::new();
     for (overrides, expected) in [
         (&["optim.rule=sophia"][..], "did you mean \"sophia_g\"?"),
-        (&["optim.groups.matrices.rule=lion"], "unknown key optim.groups.matrices.rule"),
+        (&["optim.groups.matrices.rule=lion"], "unknown key `optim.groups.matrices.rule`"),
         (&["optim.gamma=0.1"], "optim.rule = \"adamw\""),
         (&["optim.rule=sophia_g", "optim.gamma=0"], "optim.gamma = 0.0 must be above 0"),
         (&["optim.rule=sophia_g", "optim.hessian_every=0"], "optim.hessian_every = 0 must be"),

@@ -2,6 +2,10 @@
 //!
 //! Usage: `cargo run --release -p grove-optim --example bench`. Prints the best of several rounds;
 //! the rounds of all rows take turns, so that other load hits them alike.
+//!
+//! With a number of parameters as its argument it is the one half of `scripts/bench-optim`: for each
+//! line of its input, which names a row, it does that work once and prints the seconds. `cached ROW`
+//! does as much work on a part that stays in the nearest caches: what arithmetic alone takes.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
 use grove_optim::{
@@ -10,13 +14,14 @@ use grove_optim::{
     Storage, Working, block_squared_norms, num_blocks,
 };
 use half::bf16;
+use std::io::Write;
 use std::time::Instant;
 
 const NUM_PARAMS: usize = 34 << 20;
 const NUM_THREADS: usize = 2;
 const NUM_ROUNDS: usize = 8;
-/// Cut where shards are.
-const PIECE: usize = NUM_PARAMS / NUM_THREADS;
+/// Elements whose buffers stay in the second cache of a core, a multiple of the blocks.
+const CACHED_PIECE: usize = 1 << 14;
 
 struct Buffers {
     master: Vec<f32>,
@@ -36,29 +41,115 @@ enum Work {
 }
 
 fn main() -> grove_optim::Result<()> {
-    let num_scales = Storage::BlockScale.num_elements(NUM_PARAMS);
-    let mut buffers = Buffers {
-        master: (0..NUM_PARAMS).map(|i| (i % 977) as f32 * 1e-3).collect(),
-        grad: (0..NUM_PARAMS).map(|i| (i % 1013) as f32 * 1e-3 - 0.5).collect(),
-        values: [vec![0.0; NUM_PARAMS], vec![0.0; NUM_PARAMS]],
-        halves: [vec![bf16::ZERO; NUM_PARAMS], vec![bf16::ZERO; NUM_PARAMS]],
-        codes: [vec![0; NUM_PARAMS], vec![0; NUM_PARAMS]],
-        scales: [vec![0.0; num_scales], vec![0.0; num_scales]],
-        copy: vec![bf16::ZERO; NUM_PARAMS],
-    };
-    let rows = rows()?;
+    match std::env::args().nth(1).and_then(|numel| numel.parse().ok()) {
+        Some(numel) => serve(numel),
+        None => table(),
+    }
+}
+
+impl Buffers {
+    fn new(numel: usize) -> Self {
+        let num_scales = Storage::BlockScale.num_elements(numel);
+        Self {
+            master: (0..numel).map(|i| (i % 977) as f32 * 1e-3).collect(),
+            grad: (0..numel).map(|i| (i % 1013) as f32 * 1e-3 - 0.5).collect(),
+            values: [vec![0.0; numel], vec![0.0; numel]],
+            halves: [vec![bf16::ZERO; numel], vec![bf16::ZERO; numel]],
+            codes: [vec![0; numel], vec![0; numel]],
+            scales: [vec![0.0; num_scales], vec![0.0; num_scales]],
+            copy: vec![bf16::ZERO; numel],
+        }
+    }
+
+    /// What each thread takes, cut where shards are.
+    fn piece(&self) -> usize {
+        (self.master.len() / NUM_THREADS).next_multiple_of(256)
+    }
+}
+
+/// Does the work once and returns its seconds.
+fn seconds(work: &Work, buffers: &mut Buffers, step: u64) -> grove_optim::Result<f64> {
+    let start = Instant::now();
+    match work {
+        Work::Triad => triad(buffers),
+        Work::Update { rule, copies } => update(rule, buffers, *copies, step)?,
+        Work::Norm => norm(buffers)?,
+    }
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Answers the script's lines.
+fn serve(numel: usize) -> grove_optim::Result<()> {
+    let (rows, mut buffers) = (rows()?, Buffers::new(numel));
+    let mut small = Buffers::new(NUM_THREADS * CACHED_PIECE);
+    for (index, line) in std::io::stdin().lines().map_while(Result::ok).enumerate() {
+        let step = index as u64 + 1;
+        let (is_cached, name) = match line.strip_prefix("cached ") {
+            Some(name) => (true, name),
+            None => (false, line.as_str()),
+        };
+        let row = rows.iter().find(|(row, _)| *row == name);
+        let work = &row.expect("the script names the table's rows").1;
+        let seconds = match is_cached {
+            false => seconds(work, &mut buffers, step)?,
+            true => cached(work, &mut small, (numel, step))?,
+        };
+        println!("{seconds} {}", bytes(work));
+        std::io::stdout().flush().expect("the script reads");
+    }
+    Ok(())
+}
+
+/// Seconds for `numel` elements, a small part again and again, each thread its own.
+fn cached(
+    work: &Work,
+    buffers: &mut Buffers,
+    (numel, step): (usize, u64),
+) -> grove_optim::Result<f64> {
+    let Work::Update { rule, copies } = work else { return Ok(0.0) };
+    let (head, tail) = elements(rule, buffers, *copies).split_at(CACHED_PIECE);
+    let rounds = numel.div_ceil(NUM_THREADS * CACHED_PIECE);
+    let scalars = scalars(step);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| again(rule, tail, rounds, &scalars));
+        again(rule, head, rounds, &scalars)?;
+        other.join().expect("an update does not panic")
+    })?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn again(
+    rule: &Rule,
+    mut elements: Elements<f32>,
+    rounds: usize,
+    scalars: &Scalars,
+) -> grove_optim::Result<()> {
+    for _ in 0..rounds {
+        let state = elements.state.iter_mut().map(|state| match state {
+            StateSlice::Values(values) => StateSlice::Values(values),
+            StateSlice::Bf16(values) => StateSlice::Bf16(values),
+            StateSlice::Codes(codes) => StateSlice::Codes(codes),
+            StateSlice::BlockScale(scales) => StateSlice::BlockScale(scales),
+        });
+        let round = Elements {
+            master: &mut *elements.master,
+            grad: elements.grad,
+            state: state.collect(),
+            working: Working::None,
+            first: 0,
+        };
+        rule.update(round, scalars)?;
+    }
+    Ok(())
+}
+
+fn table() -> grove_optim::Result<()> {
+    let (rows, mut buffers) = (rows()?, Buffers::new(NUM_PARAMS));
     let mut best = vec![f64::INFINITY; rows.len()];
     for round in 0..NUM_ROUNDS {
         for ((_, work), best) in rows.iter().zip(&mut best) {
-            let start = Instant::now();
-            match work {
-                Work::Triad => triad(&mut buffers),
-                Work::Update { rule, copies } => {
-                    update(rule, &mut buffers, *copies, round as u64 + 1)?;
-                }
-                Work::Norm => norm(&buffers)?,
-            }
-            *best = best.min(start.elapsed().as_secs_f64());
+            *best = best.min(seconds(work, &mut buffers, round as u64 + 1)?);
         }
     }
     let rate = |work: &Work, seconds: f64| bytes(work) * NUM_PARAMS as f64 / seconds / 1e9;
@@ -96,7 +187,7 @@ fn rows() -> grove_optim::Result<Vec<(&'static str, Work)>> {
         ("sophia", RuleConfig::Sophia(SophiaConfig::default()), false),
         ("schedule_free", RuleConfig::ScheduleFree(ScheduleFreeConfig::default()), false),
     ];
-    let mut rows = vec![("triad a = b + s c", Work::Triad)];
+    let mut rows = vec![("triad", Work::Triad)];
     for (name, config, copies) in configs {
         rows.push((name, Work::Update { rule: config.build()?, copies }));
     }
@@ -123,10 +214,11 @@ fn bytes(work: &Work) -> f64 {
 }
 
 fn triad(buffers: &mut Buffers) {
+    let piece = buffers.piece();
     std::thread::scope(|scope| {
         let [a, c] = &mut buffers.values;
-        let (b, c) = (buffers.grad.chunks(PIECE), c.chunks(PIECE));
-        for ((a, b), c) in a.chunks_mut(PIECE).zip(b).zip(c) {
+        let (b, c) = (buffers.grad.chunks(piece), c.chunks(piece));
+        for ((a, b), c) in a.chunks_mut(piece).zip(b).zip(c) {
             scope.spawn(move || {
                 for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
                     *a = b + 0.5 * c;
@@ -137,6 +229,16 @@ fn triad(buffers: &mut Buffers) {
 }
 
 fn update(rule: &Rule, buffers: &mut Buffers, copies: bool, step: u64) -> grove_optim::Result<()> {
+    let (piece, scalars) = (buffers.piece(), scalars(step));
+    let (head, tail) = elements(rule, buffers, copies).split_at(piece);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| rule.update(tail, &scalars));
+        rule.update(head, &scalars)?;
+        other.join().expect("an update does not panic")
+    })
+}
+
+fn elements<'a>(rule: &Rule, buffers: &'a mut Buffers, copies: bool) -> Elements<'a, f32> {
     let mut values = buffers.values.iter_mut();
     let mut halves = buffers.halves.iter_mut();
     let mut codes = buffers.codes.iter_mut();
@@ -148,33 +250,31 @@ fn update(rule: &Rule, buffers: &mut Buffers, copies: bool, step: u64) -> grove_
         Storage::Codes => StateSlice::Codes(codes.next().expect(two)),
         Storage::BlockScale => StateSlice::BlockScale(scales.next().expect(two)),
     };
-    let elements = Elements {
+    Elements {
         master: &mut buffers.master,
         grad: &buffers.grad,
         state: rule.state_specs(NUM_PARAMS).iter().map(slice).collect(),
         working: if copies { Working::Bf16(&mut buffers.copy) } else { Working::None },
         first: 0,
-    };
-    let scalars = Scalars {
+    }
+}
+
+fn scalars(step: u64) -> Scalars {
+    Scalars {
         lr: 1e-4,
         weight_decay: 0.1,
         grad_scale: 0.5,
         step,
         averaging_weight: 1.0 / step as f64,
         rounding_seed: 1,
-    };
-    let (head, tail) = elements.split_at(PIECE);
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| rule.update(tail, &scalars));
-        rule.update(head, &scalars)?;
-        other.join().expect("an update does not panic")
-    })
+    }
 }
 
 fn norm(buffers: &Buffers) -> grove_optim::Result<()> {
-    let mut sums = vec![0.0; num_blocks(NUM_PARAMS, BLOCK_ELEMENTS)];
-    let (head, tail) = sums.split_at_mut(PIECE / BLOCK_ELEMENTS);
-    let (grad, grad_tail) = buffers.grad.split_at(PIECE);
+    let mut sums = vec![0.0; num_blocks(buffers.grad.len(), BLOCK_ELEMENTS)];
+    let piece = buffers.grad.len() / NUM_THREADS / BLOCK_ELEMENTS * BLOCK_ELEMENTS;
+    let (head, tail) = sums.split_at_mut(piece / BLOCK_ELEMENTS);
+    let (grad, grad_tail) = buffers.grad.split_at(piece);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| block_squared_norms(grad_tail, BLOCK_ELEMENTS, tail));
         block_squared_norms(grad, BLOCK_ELEMENTS, head)?;

@@ -165,6 +165,21 @@ impl<T: Real> AdamWStep<T> {
         (self.step_size * m / denominator, [m, v])
     }
 
+    /// In the order of the CUDA kernel.
+    pub(crate) fn numbers(self) -> [T; 9] {
+        [
+            self.grad_scale,
+            self.beta1,
+            self.one_minus_beta1,
+            self.beta2,
+            self.one_minus_beta2,
+            self.decay,
+            self.step_size,
+            self.inverse_root_correction,
+            self.eps,
+        ]
+    }
+
     /// What a step multiplies the parameter by.
     #[inline(always)]
     pub(crate) fn decay(self) -> T {

@@ -82,11 +82,16 @@ impl AdamW8bit {
         &self.config
     }
 
+    /// The numbers of one step.
+    pub(crate) fn step<T: Real>(&self, scalars: &Scalars) -> AdamWStep<T> {
+        self.full.step(scalars)
+    }
+
     pub(crate) fn state_specs(numel: usize) -> &'static [StateSpec] {
         Self::specs(numel >= MIN_QUANTIZED_ELEMENTS)
     }
 
-    fn specs(quantized: bool) -> &'static [StateSpec] {
+    pub(crate) fn specs(quantized: bool) -> &'static [StateSpec] {
         if quantized { &Self::QUANTIZED } else { &Self::FULL }
     }
 
@@ -98,7 +103,7 @@ impl AdamW8bit {
     ) -> Result<()> {
         let specs = Self::specs(elements.has_codes());
         let elements = elements.checked(Self::NAME, specs, scalars)?;
-        sweep::<T, _, 2>(level, DecayLast(self.full.step(scalars)), elements);
+        sweep::<T, _, 2>(level, DecayLast(self.step(scalars)), elements);
         Ok(())
     }
 
@@ -106,7 +111,7 @@ impl AdamW8bit {
         let specs = Self::specs(elements.has_codes());
         let tensors = elements.checked(Self::NAME, specs, scalars)?;
         let mut states = tensors.load()?;
-        let step = self.full.step::<f64>(scalars);
+        let step = self.step::<f64>(scalars);
         let (numerator, denominator) = step.advance_tensors(tensors.grad, &mut states)?;
         let _ = tensors.master.f_addcdiv_(&numerator, &denominator)?;
         let _ = tensors.master.f_mul_scalar_(step.decay())?;

@@ -203,6 +203,25 @@ pub enum Error {
         /// Stable name of the rule.
         rule: &'static str,
     },
+    /// A library of CUDA's is not there.
+    #[error(
+        "{library} cannot be opened; install it where the loader looks, or update by libtorch's \
+         operations"
+    )]
+    CudaLibrary {
+        /// What is missing.
+        library: &'static str,
+    },
+    /// CUDA's driver or run-time compiler refused a call.
+    #[error("{function} failed with code {code}: {message}")]
+    Cuda {
+        /// The function.
+        function: &'static str,
+        /// Its result.
+        code: u32,
+        /// CUDA's text, or the compiler's.
+        message: String,
+    },
     /// libtorch refused a tensor operation of an update.
     #[error("tensor update failed: {0}")]
     Tensor(#[from] tch::TchError),

@@ -6,6 +6,7 @@ mod adamw_8bit;
 mod batch_ramp;
 mod clip;
 mod column;
+mod cuda;
 mod dispatch;
 mod elements;
 mod error;
@@ -35,6 +36,7 @@ pub use clip::{
     BLOCK_ELEMENTS, LEAF_ELEMENTS, block_squared_norms, clip_scale, num_blocks, squared_norm,
     tree_sum,
 };
+pub use cuda::Kernels;
 pub use elements::{Elements, Scalars, StepNumbers, Working};
 pub use error::{Error, Result};
 pub use group::{Group, Groups, Role, Rules};

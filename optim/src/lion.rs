@@ -152,6 +152,14 @@ pub(crate) struct LionStep<T> {
     lr: T,
 }
 
+impl<T: Real> LionStep<T> {
+    /// In the order of the CUDA kernel.
+    pub(crate) fn numbers(self) -> [T; 7] {
+        let Self { grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, decay, lr } = self;
+        [grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, decay, lr]
+    }
+}
+
 impl<T: Real> ElementRule<T, 1> for LionStep<T> {
     #[inline(always)]
     fn element(self, master: T, grad: T, [m]: [T; 1]) -> (T, [T; 1]) {

@@ -4,7 +4,7 @@
 use crate::dispatch::SimdLevel;
 use crate::elements::{Elements, Scalars};
 use crate::error::Result;
-use crate::lion::{Lion, LionConfig};
+use crate::lion::{Lion, LionConfig, LionStep};
 use crate::real::Real;
 use crate::state::{MIN_QUANTIZED_ELEMENTS, StateDtype, StateKind, StateSpec, Storage};
 use crate::sweep::sweep;
@@ -64,11 +64,16 @@ impl Lion8bit {
         &self.config
     }
 
+    /// The numbers of one step.
+    pub(crate) fn step<T: Real>(&self, scalars: &Scalars) -> LionStep<T> {
+        self.full.step(scalars)
+    }
+
     pub(crate) fn state_specs(numel: usize) -> &'static [StateSpec] {
         Self::specs(numel >= MIN_QUANTIZED_ELEMENTS)
     }
 
-    fn specs(quantized: bool) -> &'static [StateSpec] {
+    pub(crate) fn specs(quantized: bool) -> &'static [StateSpec] {
         if quantized { &Self::QUANTIZED } else { &Self::FULL }
     }
 
@@ -80,7 +85,7 @@ impl Lion8bit {
     ) -> Result<()> {
         let specs = Self::specs(elements.has_codes());
         let elements = elements.checked(Self::NAME, specs, scalars)?;
-        sweep::<T, _, 1>(level, self.full.step(scalars), elements);
+        sweep::<T, _, 1>(level, self.step(scalars), elements);
         Ok(())
     }
 

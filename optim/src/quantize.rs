@@ -5,6 +5,10 @@
 //! decade: seven decades down to 1e-7. A block of 256 elements is divided by its largest magnitude,
 //! kept as its scale, and each element takes the nearest code.
 
+mod permute;
+
+use permute::Tables;
+
 use crate::error::{Error, Result};
 use crate::state::{QUANTIZED_BLOCK_ELEMENTS, Storage};
 
@@ -29,6 +33,8 @@ pub struct CodeBook {
     /// For each bin, positive ones first: in the high half the code of its smallest float, in the
     /// low half 2^16 less the [`Place::rank`] of its threshold, or zero.
     bins: [u32; 2 * NUM_BINS],
+    /// The same for processors that can hold it in registers.
+    tables: Tables,
     zero_code: u8,
 }
 
@@ -102,6 +108,14 @@ impl CodeBook {
     /// Writes the values of one block.
     #[inline(always)]
     pub(crate) fn dequantize_block(&self, codes: &[u8], scale: f32, values: &mut [f32]) {
+        if !self.permuted_values(codes, scale, values) {
+            self.loaded_values(codes, scale, values);
+        }
+    }
+
+    /// [`CodeBook::dequantize_block`] by loads from the table.
+    #[inline(always)]
+    fn loaded_values(&self, codes: &[u8], scale: f32, values: &mut [f32]) {
         self.look_up_values(codes, values);
         for value in values {
             *value *= scale;
@@ -111,6 +125,15 @@ impl CodeBook {
     /// Writes the codes of one block and returns its scale.
     #[inline(always)]
     pub(crate) fn quantize_block(&self, values: &[f32], codes: &mut [u8]) -> f32 {
+        match self.permuted_codes(values, codes) {
+            Some(scale) => scale,
+            None => self.loaded_codes(values, codes),
+        }
+    }
+
+    /// [`CodeBook::quantize_block`] by loads from the bins.
+    #[inline(always)]
+    fn loaded_codes(&self, values: &[f32], codes: &mut [u8]) -> f32 {
         // Integers order magnitudes as floats do, and a maximum of integers is a vector loop.
         let mut largest = 0;
         for value in values {
@@ -182,7 +205,8 @@ impl CodeBook {
         values[255] = 1.0;
         let thresholds = thresholds(&values);
         let bins = bins(&thresholds);
-        Self { values, thresholds, bins, zero_code: zero_code as u8 }
+        let tables = Tables::new(&values, &thresholds);
+        Self { values, thresholds, bins, tables, zero_code: zero_code as u8 }
     }
 }
 

@@ -154,6 +154,17 @@ impl Rule {
         }
     }
 
+    /// Refuses what [`Rule::update_tensor`] refuses before it writes.
+    pub(crate) fn check_tensors(&self, elements: &TensorElements, scalars: &Scalars) -> Result<()> {
+        let quantized = elements.has_codes();
+        let specs = match self {
+            Self::AdamW8bit(_) => AdamW8bit::specs(quantized),
+            Self::Lion8bit(_) => Lion8bit::specs(quantized),
+            _ => self.state_specs(0),
+        };
+        elements.check(self.name(), specs, scalars)
+    }
+
     /// The same formula by in-place libtorch operations, for tensors of any device.
     ///
     /// Equal to [`Rule::update`] up to rounding: kernels may fuse multiply-adds, and where that

@@ -123,7 +123,7 @@ impl ScheduleFree {
     }
 
     /// The numbers of one step, computed in `f64` and rounded once.
-    fn step<T: Real>(&self, scalars: &Scalars) -> ScheduleFreeStep<T> {
+    pub(crate) fn step<T: Real>(&self, scalars: &Scalars) -> ScheduleFreeStep<T> {
         let ScheduleFreeConfig { beta1, beta2, eps, .. } = self.config;
         let average = scalars.averaging_weight;
         let correction = 1.0 - beta2.powf(scalars.step as f64);
@@ -189,7 +189,7 @@ fn interpolate<T: Real>(start: &[T], end: &[T], weight: f64, out: &mut [T]) -> R
 
 /// The numbers of one schedule-free step.
 #[derive(Clone, Copy)]
-struct ScheduleFreeStep<T> {
+pub(crate) struct ScheduleFreeStep<T> {
     grad_scale: T,
     beta2: T,
     one_minus_beta2: T,
@@ -199,6 +199,23 @@ struct ScheduleFreeStep<T> {
     average: T,
     y_step: T,
     lr: T,
+}
+
+impl<T: Real> ScheduleFreeStep<T> {
+    /// In the order of the CUDA kernel.
+    pub(crate) fn numbers(self) -> [T; 9] {
+        [
+            self.grad_scale,
+            self.beta2,
+            self.one_minus_beta2,
+            self.inverse_root_correction,
+            self.eps,
+            self.weight_decay,
+            self.average,
+            self.y_step,
+            self.lr,
+        ]
+    }
 }
 
 impl<T: Real> ElementRule<T, 2> for ScheduleFreeStep<T> {

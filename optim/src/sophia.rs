@@ -159,7 +159,7 @@ impl Sophia {
     }
 
     /// The numbers of one step, computed in `f64` and rounded once.
-    fn step<T: Real>(&self, scalars: &Scalars) -> SophiaStep<T> {
+    pub(crate) fn step<T: Real>(&self, scalars: &Scalars) -> SophiaStep<T> {
         let SophiaConfig { beta1, gamma, eps, .. } = self.config;
         SophiaStep {
             grad_scale: T::from_f64(scalars.grad_scale),
@@ -250,7 +250,7 @@ impl<T: Real> Kernel for Fold<'_, T> {
 
 /// The numbers of one Sophia step.
 #[derive(Clone, Copy)]
-struct SophiaStep<T> {
+pub(crate) struct SophiaStep<T> {
     grad_scale: T,
     beta1: T,
     one_minus_beta1: T,
@@ -258,6 +258,14 @@ struct SophiaStep<T> {
     eps: T,
     decay: T,
     lr: T,
+}
+
+impl<T: Real> SophiaStep<T> {
+    /// In the order of the CUDA kernel.
+    pub(crate) fn numbers(self) -> [T; 7] {
+        let Self { grad_scale, beta1, one_minus_beta1, gamma, eps, decay, lr } = self;
+        [grad_scale, beta1, one_minus_beta1, gamma, eps, decay, lr]
+    }
 }
 
 impl<T: Real> ElementRule<T, 2> for SophiaStep<T> {

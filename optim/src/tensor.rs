@@ -4,7 +4,7 @@ use crate::elements::Scalars;
 use crate::error::{Error, Result};
 use crate::rounding::Rounding;
 use crate::state::{QUANTIZED_BLOCK_ELEMENTS, StateSpec, Storage};
-use crate::tensor_column::{TensorColumn, tensor_columns};
+use crate::tensor_column::{TensorColumn, check_state, tensor_columns};
 use tch::{Kind, Tensor};
 
 /// One range of one parameter as tensors of one device; the twin of [`crate::Elements`].
@@ -36,6 +36,37 @@ impl<'a> TensorElements<'a> {
         specs: &[StateSpec],
         scalars: &Scalars,
     ) -> Result<CheckedTensors<'a, STATES>> {
+        self.check_lengths(specs, scalars)?;
+        Ok(CheckedTensors {
+            state: tensor_columns(rule, specs, self.state, self.master)?,
+            master: self.master,
+            grad: self.grad,
+            working: self.working,
+            first: self.first,
+            rounding: scalars.rounding(),
+        })
+    }
+
+    /// [`TensorElements::checked`] for those who keep the tensors as they are.
+    pub(crate) fn check(
+        &self,
+        rule: &'static str,
+        specs: &[StateSpec],
+        scalars: &Scalars,
+    ) -> Result<()> {
+        self.check_lengths(specs, scalars)?;
+        let (expected, found) = (specs.len(), self.state.len());
+        if expected != found {
+            return Err(Error::StateCount { rule, expected, found });
+        }
+        specs
+            .iter()
+            .zip(&self.state)
+            .try_for_each(|(spec, state)| check_state(*spec, state, self.master))
+    }
+
+    /// Compares all but the states.
+    fn check_lengths(&self, specs: &[StateSpec], scalars: &Scalars) -> Result<()> {
         scalars.validate()?;
         let expected = self.master.numel();
         let check = |buffer, found| {
@@ -49,14 +80,7 @@ impl<'a> TensorElements<'a> {
         if quantized && !self.first.is_multiple_of(QUANTIZED_BLOCK_ELEMENTS) {
             return Err(Error::WithinBlock { first: self.first });
         }
-        Ok(CheckedTensors {
-            state: tensor_columns(rule, specs, self.state, self.master)?,
-            master: self.master,
-            grad: self.grad,
-            working: self.working,
-            first: self.first,
-            rounding: scalars.rounding(),
-        })
+        Ok(())
     }
 }
 

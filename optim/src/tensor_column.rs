@@ -28,13 +28,7 @@ pub(crate) fn tensor_columns<'a, const STATES: usize>(
 ) -> Result<[TensorColumn<'a>; STATES]> {
     let (expected, found) = (specs.len(), tensors.len());
     for (spec, tensor) in specs.iter().zip(&tensors) {
-        let storage = match tensor.kind() {
-            Kind::Uint8 => Storage::Codes,
-            Kind::BFloat16 => Storage::Bf16,
-            Kind::Float if spec.storage == Storage::BlockScale => Storage::BlockScale,
-            _ => Storage::Accumulation,
-        };
-        state::check(*spec, storage, tensor.numel(), master.numel())?;
+        check_state(*spec, tensor, master)?;
     }
     let mut columns = Vec::with_capacity(STATES);
     let mut pairs = specs.iter().zip(tensors);
@@ -56,6 +50,17 @@ pub(crate) fn tensor_columns<'a, const STATES: usize>(
         return Err(Error::StateCount { rule, expected, found });
     }
     columns.try_into().map_err(|_| Error::StateCount { rule, expected, found })
+}
+
+/// Compares a state's dtype and length with what the rule takes.
+pub(crate) fn check_state(spec: StateSpec, tensor: &Tensor, master: &Tensor) -> Result<()> {
+    let storage = match tensor.kind() {
+        Kind::Uint8 => Storage::Codes,
+        Kind::BFloat16 => Storage::Bf16,
+        Kind::Float if spec.storage == Storage::BlockScale => Storage::BlockScale,
+        _ => Storage::Accumulation,
+    };
+    state::check(spec, storage, tensor.numel(), master.numel())
 }
 
 impl TensorColumn<'_> {

@@ -10,6 +10,7 @@ mod adafactor;
 mod adam_mini;
 mod apply;
 mod came;
+mod cost;
 mod factored;
 mod facts;
 mod galore;

@@ -130,7 +130,7 @@ fn main() -> Result<ExitCode> {
         other => bail!("{other} is no fault: panic, exit, branch, shape, spin or data"),
     };
     let (rank, at_call): (usize, u64) = (rank.parse()?, call.parse().context("a call's number")?);
-    let cli = Cli::parse_from([&[program.clone()], rest].concat());
+    let cli = Cli::parse_from([std::slice::from_ref(program), rest].concat());
     let Command::Train(command) = &cli.command else { bail!("only `train` can go wrong") };
     tch::set_num_interop_threads(1);
     let _no_graph = tch::no_grad_guard();

@@ -90,6 +90,7 @@ fn one_step(
     let update = Update {
         count_offsets: &std::collections::BTreeMap::new(),
         rules: &recipe.rules,
+        kernels: recipe.kernels(),
         groups: &recipe.groups,
         lr: recipe.schedule.lr(state.step),
         weight_decay: recipe.weight_decay.multiplier(state.step),

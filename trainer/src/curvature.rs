@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use grove_optim::{HessianEstimate, Rule, Rules, StateKind};
+use grove_optim::{HessianEstimate, Rule, StateKind};
 use tch::{Device, Kind, Tensor};
 
 use crate::clock::Clock;
@@ -20,6 +20,7 @@ use crate::model::init::{fill, generator, open_uniform};
 use crate::model::plain::{NamedWeights, PlainModel};
 use crate::model::units::{Init, ParamSpec};
 use crate::pass::{Layers, Tokens, Traffic, micro_step};
+use crate::rules::Rules;
 use crate::state::UnitState;
 use crate::step_numbers::sum_integers;
 use crate::update::squared_grad_norm;
@@ -37,6 +38,7 @@ pub struct Curvature {
 
 /// How the diagonal is estimated.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a run")]
 pub enum Estimator {
     /// Gauss-Newton-Bartlett (algorithm 2): with labels drawn from the model's own predictions, the
     /// square of the mean gradient over all tokens of the step, times their number.
@@ -50,7 +52,7 @@ pub enum Estimator {
         /// The distribution of the direction.
         probe: Probe,
         /// The model as one function of its weights.
-        model: PlainModel,
+        model: Box<PlainModel>,
     },
 }
 

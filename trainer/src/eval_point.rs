@@ -4,10 +4,13 @@
 //! Masters of units with such parameters never lie inside working copies, in any precision, so
 //! that going to `x` and back rounds nothing.
 
-use grove_optim::{Rule, Rules, StateKind};
+use grove_optim::{Rule, StateKind};
+use tch::Tensor;
 
+use crate::checkpoint::{Dtype, TensorFile};
 use crate::error::Error;
 use crate::pass::Traffic;
+use crate::rules::Rules;
 use crate::state::UnitState;
 
 /// Brings working copies to the model that is to be evaluated and kept. Returns whether that is
@@ -49,6 +52,36 @@ pub fn to_eval_point(
     }
     traffic.residents.settle()?;
     Ok(any)
+}
+
+/// Takes masters that were loaded from a schedule-free run's checkpoint from `y` to the average `x`,
+/// which is the model to go on from with another rule. Parameters without a base iterate in
+/// `optimizer` stay.
+///
+/// # Errors
+/// If the optimizer file cannot be read.
+pub fn masters_to_average(
+    units: &[UnitState],
+    optimizer: &TensorFile,
+    beta1: f64,
+) -> Result<(), Error> {
+    for unit in units {
+        for segment in &unit.segments {
+            let name = &unit.spec.params[segment.param].name;
+            let name = format!("{}/{name}", StateKind::BaseIterate.name());
+            let Ok(stored) = optimizer.get(&name) else { continue };
+            let kind = unit.masters.kind();
+            let size = if stored.spec.dtype == Dtype::F64 { 8 } else { 4 };
+            let range = segment.param_range.clone();
+            let bytes = &stored.bytes[range.start * size..range.end * size];
+            let z = Tensor::from_data_size(bytes, &[range.len() as i64], kind);
+            let (start, len) = (segment.range.start as i64, segment.range.len() as i64);
+            let mut y = unit.masters.narrow(0, start, len);
+            let toward = (z.to_device(y.device()) - &y) * (1.0 - 1.0 / beta1);
+            let _ = y.g_add_(&toward);
+        }
+    }
+    Ok(())
 }
 
 /// Brings working copies back to where gradients are taken: the masters, rounded.

@@ -3,14 +3,15 @@
 use std::fs;
 
 use grove_data::Stage;
-use grove_optim::Rules;
 use grove_parallel::Collective;
 
 use crate::checkpoint::{self, Checkpoint, Damaged};
 use crate::config::{OnChange, Plan};
 use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
+use crate::eval_point::masters_to_average;
 use crate::growth::start;
+use crate::rules::Rules;
 use crate::saving::{self, Optimizer};
 use crate::state::RunState;
 
@@ -136,5 +137,11 @@ pub fn resume(
     let resets =
         plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
     let optimizer = if resets { Optimizer::Restarted } else { Optimizer::Resumed };
-    saving::load(state, (rules, optimizer), checkpoint)
+    saving::load(state, (rules, optimizer), checkpoint)?;
+    if resets && let Some(beta1) = before.optim.averaging() {
+        masters_to_average(&state.units, checkpoint.optimizer(), beta1)?;
+        state.restart_optimizer();
+        state.round_masters();
+    }
+    Ok(())
 }

@@ -1,9 +1,9 @@
 //! From the plan's words to the rooms' own types: what stays the same from step to step.
 
 use grove_optim::{
-    AdamW8bitConfig, AdamWConfig, Decay, Groups, Lion8bitConfig, LionConfig, Phase, PhaseMode,
-    Role, RuleConfig, Rules, Schedule as LrSchedule, ScheduleConfig, ScheduleFreeConfig,
-    SophiaConfig, StateDtype,
+    AdamW8bitConfig, AdamWConfig, Decay, Groups, Kernels, Lion8bitConfig, LionConfig, Phase,
+    PhaseMode, Role, RuleConfig, Rules as ByRole, Schedule as LrSchedule, ScheduleConfig,
+    ScheduleFreeConfig, SophiaConfig, StateDtype,
 };
 use grove_parallel::Collective;
 use tch::Device;
@@ -18,9 +18,11 @@ use crate::guard;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
+use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
 use crate::model::scaling::Scaling;
 use crate::pass::Documents;
+use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
@@ -32,10 +34,12 @@ use crate::step::Recipe;
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
     let scaling = model.spec.scaling;
+    let rules = rules(plan, &scaling)?;
     Ok(Recipe {
+        kernels: kernels(plan, &compute, &rules),
         model,
         compute,
-        rules: rules(plan, &scaling)?,
+        rules,
         groups: groups(plan, &scaling),
         schedule: schedule(plan)?,
         weight_decay: weight_decay(plan)?,
@@ -58,6 +62,24 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
 /// If one refuses a hyper-parameter.
 pub fn rules_of(plan: &Plan) -> Result<Rules, Error> {
     rules(plan, &plan.model.spec().scaling)
+}
+
+/// The kernels of the element-wise rules, where masters live on a GPU.
+fn kernels(
+    plan: &Plan,
+    compute: &Compute,
+    rules: &Rules,
+) -> Option<Result<Kernels, grove_optim::Error>> {
+    let (Device::Cuda(ordinal), Home::Device) = (compute.device, plan.memory.optimizer) else {
+        return None;
+    };
+    let mut all = Vec::new();
+    for rule in rules.element_wise.each() {
+        if !all.contains(rule) {
+            all.push(*rule);
+        }
+    }
+    Some(Kernels::load(ordinal, &all))
 }
 
 /// What a plan shards over the ranks, and which part this rank has.
@@ -107,19 +129,56 @@ fn run_options(plan: &Plan) -> RunOptions {
     }
 }
 
-/// The rule of each role: its group's own, or the run's.
+/// The rules: that for whole parameters with those of its roles that have no rule of their own, and
+/// those of all other roles.
 fn rules(plan: &Plan, scaling: &Scaling) -> Result<Rules, Error> {
-    let rule = |group: Group, role: Role| {
-        let own = plan.optim.groups.get(&group).and_then(|plan| plan.rule);
-        let rule = own.map_or(plan.optim.rule, config::RuleName::usual);
-        rule_config(rule, plan.optim.weight_decay, scaling.eps(role)).build()
+    let (optim, by_role) = (&plan.optim, by_role(plan, scaling)?);
+    let Some(whole) = optim.rule.whole(optim.weight_decay) else {
+        return Ok(Rules { element_wise: by_role, whole: None });
     };
-    Ok(Rules {
-        matrix: rule(Group::Matrix, Role::Matrix)?,
-        embedding: rule(Group::Embedding, Role::Embedding)?,
-        norm: rule(Group::Norm, Role::Norm)?,
-        bias: rule(Group::Bias, Role::Bias)?,
-        head: rule(Group::Head, Role::Head)?,
+    let mut facts = param_facts(&plan.model);
+    facts.retain(|_, facts| own_rule(plan, facts.role).is_none());
+    let rest_lr_ratio = optim.rule.rest().map_or(1.0, |rest| rest.lr / optim.lr);
+    Ok(Rules::whole(whole.build()?, facts, (by_role, rest_lr_ratio)))
+}
+
+/// The rule that a role's group has for itself.
+fn own_rule(plan: &Plan, role: Role) -> Option<config::RuleName> {
+    let group = match role {
+        Role::Matrix => Group::Matrix,
+        Role::Embedding => Group::Embedding,
+        Role::Norm => Group::Norm,
+        Role::Bias => Group::Bias,
+        Role::Head => Group::Head,
+    };
+    plan.optim.groups.get(&group).and_then(|plan| plan.rule)
+}
+
+/// The element-wise rule of each role: its group's own, or the run's; beside a rule for whole
+/// parameters `AdamW`, for what it does not take.
+fn by_role(plan: &Plan, scaling: &Scaling) -> Result<ByRole, Error> {
+    let rule = |role: Role| {
+        let (rest, own) = (plan.optim.rule.rest(), own_rule(plan, role));
+        let config = match (own, plan.optim.rule.whole(plan.optim.weight_decay), rest) {
+            (None, Some(_), Some(rest)) => {
+                let eps = rest.eps * scaling.eps(role);
+                RuleConfig::AdamW(AdamWConfig { eps, ..rest.config() })
+            }
+            // There is no rest: it takes every role without a rule of its own.
+            (None, Some(_), None) => RuleConfig::AdamW(AdamWConfig::default()),
+            _ => {
+                let rule = own.map_or(plan.optim.rule, config::RuleName::usual);
+                rule_config(rule, plan.optim.weight_decay, scaling.eps(role))
+            }
+        };
+        config.build()
+    };
+    Ok(ByRole {
+        matrix: rule(Role::Matrix)?,
+        embedding: rule(Role::Embedding)?,
+        norm: rule(Role::Norm)?,
+        bias: rule(Role::Bias)?,
+        head: rule(Role::Head)?,
     })
 }
 
@@ -150,6 +209,7 @@ fn rule_config(rule: Rule, weight_decay: f64, eps_factor: f64) -> RuleConfig {
             let eps = eps * eps_factor;
             RuleConfig::ScheduleFree(ScheduleFreeConfig { beta1, beta2, eps, weight_decay })
         }
+        _ => unreachable!("the other rules need parameters whole"),
     }
 }
 
@@ -167,7 +227,7 @@ fn curvature(plan: &Plan) -> Option<Curvature> {
                 config::Probe::Rademacher => Probe::Rademacher,
                 config::Probe::Gaussian => Probe::Gaussian,
             };
-            let model = PlainModel::new(&plan.model);
+            let model = Box::new(PlainModel::new(&plan.model));
             Some((hessian_every, Estimator::Hutchinson { probe, model }))
         }
         _ => None,

@@ -109,7 +109,7 @@ pub fn memory_by_category(
         if !unit.masters_are_working() {
             memory.masters += bytes(&unit.masters);
         }
-        memory.optimizer_state += unit.states.iter().map(|state| bytes(&state.flat)).sum::<u64>();
+        memory.optimizer_state += unit.state_tensors().map(bytes).sum::<u64>();
     }
     memory
 }

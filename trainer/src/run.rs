@@ -409,6 +409,10 @@ impl<'a> Run<'a> {
             self.peak_flops / 1e9,
         );
         self.sinks.progress().note(&line);
+        if let Some(Err(error)) = &self.recipe.kernels {
+            let line = format!("{error}; updates go by libtorch's operations, which are slower");
+            self.sinks.progress().warn(&line);
+        }
         for damaged in &self.damaged {
             self.sinks.progress().warn(&format!("{}; it is passed over", damaged.error));
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use grove_optim::{Rules, StateSpec, Storage};
+use grove_optim::{StateSpec, Storage, WholeStateSpec};
 use grove_parallel::Reduction;
 use grove_parallel::layout::{ParamPlace, Segment};
 use tch::{Device, Kind, Tensor};
@@ -18,6 +18,8 @@ use crate::error::Error;
 use crate::guard::History;
 use crate::kernel::view;
 use crate::model::units::ParamSpec;
+use crate::ownership::WholeParam;
+use crate::rules::Rules;
 use crate::sharding::Sharding;
 use crate::state::{OwnedSegment, RunState, StateBuffer, UnitState, storage_dtype};
 
@@ -44,19 +46,20 @@ pub struct WholeState {
 ///
 /// # Collectives
 /// Over the first shard group, for each unit: an all-gather of masters, and an all-reduce of each
-/// form of state.
+/// form of state. Over all ranks: a broadcast of each state of a parameter that is taken whole.
 pub fn gather(
     state: &RunState,
     sharding: &Sharding<'_>,
 ) -> Result<Option<WholeState>, grove_parallel::Error> {
     let mut units = Vec::new();
-    if sharding.placement.replica() > 0 {
-        return Ok(None);
-    }
     for unit in &state.units {
+        let owned_whole = owned_states(unit, sharding)?;
+        if sharding.placement.replica() > 0 {
+            continue;
+        }
         let whole = HostUnit::gather(unit, sharding)?;
         if sharding.placement.rank == 0 {
-            units.push(whole);
+            units.push(HostUnit { owned_whole, ..whole });
         }
     }
     Ok((sharding.placement.rank == 0).then_some(WholeState { units }))
@@ -80,7 +83,7 @@ pub fn save(
         records(unit, &host.working, "", &mut model);
         records(unit, &host.masters, "", &mut masters);
         for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
-            for wanted in rules.of(param.role).state_specs(place.numel) {
+            for wanted in rules.state_specs(param) {
                 let (_, flat) = host
                     .states
                     .iter()
@@ -89,6 +92,10 @@ pub fn save(
                 optimizer.push(state_record(*wanted, param, place, flat));
             }
         }
+        optimizer.extend(host.owned_whole.iter().map(|(spec, values)| {
+            let bytes = view::bytes(values).into();
+            TensorRecord { spec: spec.clone(), bytes }
+        }));
     }
     let parameter_steps: BTreeMap<_, _> =
         state.params().map(|(_, _, p)| (p.name.clone(), state.updates_of(&p.name))).collect();
@@ -140,9 +147,11 @@ pub fn load(
     for unit in &state.units {
         expected.0.extend(specs(unit, &unit.masters, ""));
         for param in &unit.spec.params {
-            let numel = param.shape.iter().product::<i64>() as usize;
-            let states = rules.of(param.role).state_specs(numel).iter();
-            expected.1.extend(states.map(|&spec| state_spec(spec, param, unit.masters.kind())));
+            let (kind, states) = (unit.masters.kind(), rules.state_specs(param).iter());
+            expected.1.extend(states.map(|&spec| state_spec(spec, param, kind)));
+            let whole = rules.taken_whole(param).map(|(rule, facts)| rule.state_specs(facts));
+            let whole = whole.unwrap_or_default();
+            expected.1.extend(whole.iter().map(|spec| whole_state_spec(spec, param, kind)));
         }
     }
     checkpoint.masters().check_names(&expected.0)?;
@@ -154,6 +163,7 @@ pub fn load(
         fill(unit, (owned(), &unit.masters), checkpoint.masters(), "")?;
         if optimizer == Optimizer::Resumed {
             fill_states(unit, checkpoint.optimizer())?;
+            fill_whole_states(unit, checkpoint.optimizer())?;
         }
     }
     if optimizer == Optimizer::Restarted {
@@ -197,6 +207,8 @@ struct HostUnit {
     masters: Tensor,
     /// Each form of state, at the places of the parameters in the unit.
     states: Vec<(StateSpec, Tensor)>,
+    /// Each state of parameters that are taken whole.
+    owned_whole: Vec<(TensorSpec, Tensor)>,
 }
 
 impl HostUnit {
@@ -210,7 +222,7 @@ impl HostUnit {
             // As an update rounds them.
             false => masters.to_kind(unit.working.kind()),
         };
-        Ok(Self { working, masters, states })
+        Ok(Self { working, masters, states, owned_whole: Vec::new() })
     }
 }
 
@@ -280,6 +292,38 @@ fn whole_state(
         sharding.shards().all_reduce(&words, Reduction::Sum, &name)?.wait()?;
     }
     Ok((*spec, whole))
+}
+
+/// The states of a unit's parameters that are taken whole, each from its owner, on every rank.
+fn owned_states(
+    unit: &UnitState,
+    sharding: &Sharding<'_>,
+) -> Result<Vec<(TensorSpec, Tensor)>, grove_parallel::Error> {
+    let (place, kind) = (&sharding.placement, unit.masters.kind());
+    let mut states = Vec::new();
+    for WholeParam { param, owner, specs, states: owned, .. } in &unit.whole.params {
+        for (index, spec) in specs.iter().enumerate() {
+            let values = match owned.get(index) {
+                Some(state) => state.values.to_device(Device::Cpu),
+                None => Tensor::zeros(&spec.shape, (kind, Device::Cpu)),
+            };
+            let stored = whole_state_spec(spec, &unit.spec.params[*param], kind);
+            if place.degree > 1 {
+                sharding.world().broadcast(&values, owner.rank(place), &stored.name)?.wait()?;
+            }
+            states.push((stored, values));
+        }
+    }
+    Ok(states)
+}
+
+/// What is stored of one state of a parameter that is taken whole.
+fn whole_state_spec(spec: &WholeStateSpec, param: &ParamSpec, accumulation: Kind) -> TensorSpec {
+    TensorSpec {
+        name: format!("{}/{}", spec.kind.name(), param.name),
+        dtype: dtype(accumulation),
+        shape: spec.shape.iter().map(|&size| size as usize).collect(),
+    }
 }
 
 /// What is stored of one state of a parameter.
@@ -364,6 +408,20 @@ fn fill_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
             let bytes = &stored.bytes[start * size..(start + len) * size];
             let values = Tensor::from_data_size(bytes, &[len as i64], kind);
             flat.narrow(0, count(first) as i64, len as i64).copy_(&values);
+        }
+    }
+    Ok(())
+}
+
+/// Fills the states of the parameters that this rank owns whole.
+fn fill_whole_states(unit: &UnitState, file: &TensorFile) -> Result<(), Error> {
+    for WholeParam { param, states, .. } in &unit.whole.params {
+        let param = &unit.spec.params[*param];
+        for state in states {
+            let stored = file.get(&format!("{}/{}", state.spec.kind.name(), param.name))?;
+            let kind = kind(stored.spec.dtype);
+            let values = Tensor::from_data_size(stored.bytes, &state.spec.shape, kind);
+            state.values.shallow_clone().copy_(&values);
         }
     }
     Ok(())

@@ -65,5 +65,5 @@ impl Snapshot {
 
 /// What of a unit cannot be computed from the rest.
 fn owned_buffers(unit: &UnitState) -> impl Iterator<Item = &Tensor> {
-    std::iter::once(&unit.masters).chain(unit.states.iter().map(|state| &state.flat))
+    std::iter::once(&unit.masters).chain(unit.state_tensors())
 }

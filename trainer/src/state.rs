@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use grove_optim::{Rules, Start, StateKind, StateSpec, Storage};
+use grove_optim::{Start, StateKind, StateSpec, Storage};
 use grove_parallel::UnitLayout;
 use grove_parallel::layout::{ALIGNMENT_ELEMENTS, ParamShape, Segment};
 use tch::{Device, Kind, Tensor};
@@ -12,6 +12,8 @@ use crate::guard::History;
 use crate::model::compute::Compute;
 use crate::model::init;
 use crate::model::units::{ParamSpec, UnitSpec};
+use crate::ownership::{self, WholeUnit};
+use crate::rules::Rules;
 use crate::sharding::Placement;
 
 /// The flat buffers of one unit on this rank. A whole buffer has `layout.padded_numel()` elements,
@@ -37,6 +39,8 @@ pub struct UnitState {
     /// The optimizer's state: one buffer for each form of state that some parameter has, for the
     /// segments of those parameters, one after the other.
     pub states: Vec<StateBuffer>,
+    /// The parameters that their rule needs whole, with the states of those that this rank owns.
+    pub whole: WholeUnit,
 }
 
 /// A part of a parameter, with its place in this rank's buffers.
@@ -108,6 +112,17 @@ impl UnitState {
         self.owned_part(&self.grads)
     }
 
+    /// Every optimizer state that this rank keeps.
+    pub fn state_tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let flat = self.states.iter().map(|state| &state.flat);
+        let owned = self.whole.params.iter().flat_map(|param| &param.states);
+        flat.chain(owned.map(|state| &state.values))
+    }
+
+    fn zero_states(&mut self) {
+        self.state_tensors().for_each(|state| drop(state.shallow_clone().zero_()));
+    }
+
     fn owned_part(&self, buffer: &Tensor) -> Tensor {
         if buffer.numel() == self.owned.len() {
             return buffer.shallow_clone();
@@ -146,7 +161,11 @@ impl RunState {
         rules: &Rules,
         (placement, home): (&Placement, Device),
     ) -> Result<Self, grove_parallel::Error> {
-        let units = units.iter().map(|spec| allocate_unit(compute, spec, rules, (placement, home)));
+        let owners = ownership::owners(units, rules, placement.degree);
+        let units = units
+            .iter()
+            .zip(&owners)
+            .map(|(spec, owners)| allocate_unit(compute, spec, (rules, owners), (placement, home)));
         Ok(Self::at_start(units.collect::<Result<_, _>>()?))
     }
 
@@ -177,7 +196,7 @@ impl RunState {
     pub fn clear(&mut self) {
         for unit in &mut self.units {
             let _ = unit.masters.zero_();
-            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+            unit.zero_states();
         }
         (self.step, self.num_tokens, self.flops) = (0, 0, 0);
         self.history = History::default();
@@ -210,7 +229,7 @@ impl RunState {
     /// Puts every optimizer state where it is before the first step, from the masters as they are.
     pub fn restart_optimizer(&mut self) {
         for unit in &mut self.units {
-            unit.states.iter_mut().for_each(|state| drop(state.flat.zero_()));
+            unit.zero_states();
             start_states(unit);
         }
     }
@@ -279,6 +298,7 @@ fn allocate_working_unit(
         masters: zeros(0, compute.accumulation()),
         segments: Vec::new(),
         states: Vec::new(),
+        whole: WholeUnit::default(),
         spec: spec.clone(),
         layout,
     })
@@ -287,7 +307,7 @@ fn allocate_working_unit(
 fn allocate_unit(
     compute: &Compute,
     spec: &UnitSpec,
-    rules: &Rules,
+    (rules, owners): (&Rules, &[usize]),
     (placement, home): (&Placement, Device),
 ) -> Result<UnitState, grove_parallel::Error> {
     let layout = layout_of(spec, placement.degree)?;
@@ -313,8 +333,9 @@ fn allocate_unit(
     let states = states.collect();
     let summed_numel = if placement.accumulates_whole() { whole } else { own };
     let grads = zeros(summed_numel, kind, compute.device);
+    let whole = ownership::whole_unit((spec, &layout), rules, owners, placement, (kind, home));
     let spec = spec.clone();
-    Ok(UnitState { spec, layout, owned, working, grads, masters, segments, states })
+    Ok(UnitState { spec, layout, owned, working, grads, masters, segments, states, whole })
 }
 
 /// The segments of `owned` with their places in state buffers, and for each form of state how many
@@ -324,8 +345,7 @@ fn place_segments(
     owned: Range<usize>,
     (spec, rules): (&UnitSpec, &Rules),
 ) -> (Vec<OwnedSegment>, Vec<(StateSpec, usize)>) {
-    let specs_of =
-        |param: usize| rules.of(spec.params[param].role).state_specs(layout.params()[param].numel);
+    let specs_of = |param: usize| rules.state_specs(&spec.params[param]);
     // Of all parameters, so that every rank has the same buffers, if empty ones.
     let mut forms: Vec<(StateSpec, usize)> = Vec::new();
     for spec in (0..layout.params().len()).flat_map(specs_of) {

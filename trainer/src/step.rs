@@ -1,7 +1,7 @@
 //! One optimizer step: batches in, parameters updated, numbers out.
 
 use grove_data::Prefetcher;
-use grove_optim::{BatchRamp, Groups, Rules, Schedule, clip_scale};
+use grove_optim::{BatchRamp, Groups, Kernels, Schedule, clip_scale};
 use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
@@ -14,6 +14,7 @@ use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
+use crate::rules::Rules;
 use crate::signals::StopRequest;
 use crate::state::RunState;
 use crate::step_numbers::StepNumbers;
@@ -28,6 +29,9 @@ pub struct Recipe {
     pub compute: Compute,
     /// The update rules by role.
     pub rules: Rules,
+    /// Their kernels where masters live on a GPU; an error where they cannot be had, and libtorch's
+    /// operations do the same.
+    pub kernels: Option<Result<Kernels, grove_optim::Error>>,
     /// Multipliers by role.
     pub groups: Groups,
     /// The learning rate of every step.
@@ -51,6 +55,11 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// The kernels of the rules, where there are any.
+    pub fn kernels(&self) -> Option<&Kernels> {
+        self.kernels.as_ref()?.as_ref().ok()
+    }
+
     /// Which rank computes which micro-batches of the step after `step` steps.
     ///
     /// # Errors
@@ -132,6 +141,7 @@ pub fn train_step(
     let count_offsets = state.count_offsets.clone();
     let update = Update {
         rules: &recipe.rules,
+        kernels: recipe.kernels(),
         groups: &recipe.groups,
         lr,
         weight_decay: recipe.weight_decay.multiplier(state.step),

@@ -3,11 +3,11 @@
 //! Each rank works on what it owns, in pieces that lie within one parameter. Neither the norm's
 //! sum nor the update depends on where shards and pieces are cut.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use grove_optim::{
-    Elements, Groups, LEAF_ELEMENTS, Real, Rule, Rules, Scalars, StateSlice, StepNumbers, Storage,
-    TensorElements, Working, block_squared_norms, num_blocks,
+    DecayOrder, Elements, Groups, Kernels, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice,
+    StepNumbers, Storage, TensorElements, Working, block_squared_norms, num_blocks,
 };
 use grove_parallel::ExactSum;
 use half::bf16;
@@ -19,9 +19,12 @@ use crate::kernel::view;
 use crate::model::compute::Compute;
 use crate::model::units::ParamSpec;
 use crate::pass::Traffic;
-use crate::sharding::Sharding;
+use crate::rules::Rules;
+use crate::sharding::{Placement, Sharding};
 use crate::state::{StateBuffer, UnitState};
 use crate::step_numbers::sum_integers;
+
+mod whole;
 
 /// Elements that one thread takes at a time: large beside the cost of handing them out, small
 /// beside a parameter. A multiple of the leaf of the norm's sum.
@@ -32,6 +35,8 @@ const PIECE_ELEMENTS: usize = 1 << 16;
 pub struct Update<'a> {
     /// The rules by role.
     pub rules: &'a Rules,
+    /// Their kernels for masters on a GPU; libtorch's operations without them.
+    pub kernels: Option<&'a Kernels>,
     /// Multipliers by role.
     pub groups: &'a Groups,
     /// The schedule's learning rate.
@@ -132,32 +137,57 @@ fn squared_norm_of_tensors(units: &[UnitState]) -> ExactSum {
 /// may have been updated by then.
 ///
 /// # Collectives
-/// An all-gather for each unit whose working copies are whole and masters sharded.
+/// An all-gather for each unit whose working copies are whole and masters sharded; for parameters
+/// that their rule needs whole, those of their gradients to their owners and of updates back.
 pub fn apply(
     compute: &Compute,
     units: &mut [UnitState],
     update: &Update<'_>,
     traffic: &mut Traffic<'_>,
 ) -> Result<(), Error> {
-    for index in 0..units.len() {
-        let unit = &mut units[index];
-        if unit.masters.device() != Device::Cpu {
-            update_tensors(unit, update)?;
-        } else if compute.accumulation() == Kind::Double {
-            update_slices::<f64>(compute, unit, update)?;
-        } else {
-            update_slices::<f32>(compute, unit, update)?;
+    let Traffic { sharding, residents, .. } = &mut *traffic;
+    let (mut coming, mut going) = (VecDeque::new(), VecDeque::new());
+    for turn in 0..units.len() + whole::GRADIENTS_AHEAD + whole::UPDATES_BEHIND {
+        if let Some(unit) = units.get(turn) {
+            coming.push_back(whole::send_gradients(unit, sharding, update)?);
         }
-        let Traffic { sharding, residents, .. } = &mut *traffic;
+        let computed = turn.checked_sub(whole::GRADIENTS_AHEAD);
+        if let Some(unit) = computed.and_then(|index| units.get_mut(index)) {
+            let gradients = coming.pop_front().expect("they were sent in an earlier turn");
+            going.push_back(whole::compute_updates(unit, sharding, update, gradients)?);
+        }
+        let index = turn.checked_sub(whole::GRADIENTS_AHEAD + whole::UPDATES_BEHIND);
+        let Some(index) = index else { continue };
+        let updates = going.pop_front().expect("they were computed in an earlier turn").wait()?;
+        let (unit, updates) = (&mut units[index], Updates(updates, &sharding.placement));
+        if unit.masters.device() != Device::Cpu {
+            update_tensors(unit, update, &updates)?;
+        } else if compute.accumulation() == Kind::Double {
+            update_slices::<f64>(compute, unit, update, &updates)?;
+        } else {
+            update_slices::<f32>(compute, unit, update, &updates)?;
+        }
         residents.refresh(units, sharding, index)?;
     }
     Ok(())
 }
 
+/// The updates of a unit's parameters that are taken whole, and which part of them this rank takes.
+struct Updates<'a>(Option<Tensor>, &'a Placement);
+
+/// What becomes of a parameter's gradient.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    /// The rule takes it an element at a time.
+    ElementWise(&'a Rule),
+    /// Its owner has made an update of it, which is to be subtracted.
+    Subtract(DecayOrder),
+}
+
 /// A range of one parameter with the numbers of its group, to be taken by one thread; the outcome
-/// takes its place.
+/// takes its place. Where it is to be subtracted, the update stands for the gradient.
 enum Piece<'a, T: Real> {
-    Todo(Elements<'a, T>, &'a Rule, Scalars),
+    Todo(Elements<'a, T>, Step<'a>, Scalars),
     Done(Result<(), grove_optim::Error>),
 }
 
@@ -167,13 +197,15 @@ fn update_slices<T: Real + view::Element>(
     compute: &Compute,
     unit: &mut UnitState,
     update: &Update<'_>,
+    Updates(updates, place): &Updates<'_>,
 ) -> Result<(), grove_optim::Error> {
     let grads = unit.owned_grads().to_device(Device::Cpu);
     let mut device_working = unit.owned_working();
     let is_rounded = device_working.kind() == Kind::BFloat16;
     let mut working = device_working.to_device(Device::Cpu);
     let mut pieces = Vec::new();
-    let UnitState { spec, masters, segments, states, .. } = unit;
+    let UnitState { spec, masters, segments, states, whole, .. } = unit;
+    let updates = updates.as_ref().map_or(&[][..], view::slice::<T>);
     let (mut master, mut grad) = (view::slice_mut::<T>(masters), view::slice::<T>(&grads));
     let mut copy = match is_rounded {
         true => Some(view::slice_mut::<bf16>(&mut working)),
@@ -182,7 +214,7 @@ fn update_slices<T: Real + view::Element>(
     let mut states: Vec<StateSlice<'_, T>> = states.iter_mut().map(state_slice).collect();
     for segment in segments.iter() {
         let padded_len = segment.padded_len();
-        let elements = Elements {
+        let mut elements = Elements {
             master: take(&mut master, padded_len),
             grad: grad.split_off(..padded_len).expect("gradients are as long as masters"),
             state: segment
@@ -196,13 +228,22 @@ fn update_slices<T: Real + view::Element>(
             },
             first: segment.param_range.start,
         };
-        let numbers = update.of(&spec.params[segment.param]);
-        collect_pieces(elements.truncate(segment.range.len()), numbers, &mut pieces);
+        elements = elements.truncate(segment.range.len());
+        if let Some(taken) = whole.get(segment.param) {
+            elements.grad = &updates[whole::update_range(taken, whole, place)];
+        }
+        collect_pieces(elements, update.of(&spec.params[segment.param]), &mut pieces);
     }
     compute.pool.for_each_chunk_mut(&mut pieces, 1, |_, piece| {
         let taken = std::mem::replace(&mut piece[0], Piece::Done(Ok(())));
-        if let Piece::Todo(elements, rule, scalars) = taken {
-            piece[0] = Piece::Done(rule.update(elements, &scalars));
+        if let Piece::Todo(elements, step, scalars) = taken {
+            piece[0] = Piece::Done(match step {
+                Step::ElementWise(rule) => rule.update(elements, &scalars),
+                Step::Subtract(order) => {
+                    let Elements { master, grad, working, .. } = elements;
+                    order.apply(master, grad, working, &scalars)
+                }
+            });
         }
     });
     pieces.into_iter().try_for_each(|piece| match piece {
@@ -218,15 +259,15 @@ fn update_slices<T: Real + view::Element>(
 /// Cuts a segment into pieces.
 fn collect_pieces<'a, T: Real>(
     mut elements: Elements<'a, T>,
-    (rule, scalars): (&'a Rule, Scalars),
+    (step, scalars): (Step<'a>, Scalars),
     pieces: &mut Vec<Piece<'a, T>>,
 ) {
     while elements.master.len() > PIECE_ELEMENTS {
         let (piece, tail) = elements.split_at(PIECE_ELEMENTS);
-        pieces.push(Piece::Todo(piece, rule, scalars));
+        pieces.push(Piece::Todo(piece, step, scalars));
         elements = tail;
     }
-    pieces.push(Piece::Todo(elements, rule, scalars));
+    pieces.push(Piece::Todo(elements, step, scalars));
 }
 
 fn state_slice<T: Real + view::Element>(buffer: &mut StateBuffer) -> StateSlice<'_, T> {
@@ -252,7 +293,11 @@ fn take_state<'a, T: Real>(rest: &mut StateSlice<'a, T>, len: usize) -> StateSli
     taken
 }
 
-fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_optim::Error> {
+fn update_tensors(
+    unit: &UnitState,
+    update: &Update<'_>,
+    Updates(updates, place): &Updates<'_>,
+) -> Result<(), grove_optim::Error> {
     let (grads, mut working) = (unit.owned_grads(), unit.owned_working());
     for segment in &unit.segments {
         let len = segment.range.len();
@@ -264,15 +309,30 @@ fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_opt
             flat.narrow(0, start as i64, len as i64)
         };
         let mut state: Vec<_> = segment.places.iter().map(state_of).collect();
+        let copies = working.kind() != unit.masters.kind();
+        let (step, scalars) = update.of(&unit.spec.params[segment.param]);
+        let rule = match (step, updates, unit.whole.get(segment.param)) {
+            (Step::ElementWise(rule), ..) => rule,
+            (Step::Subtract(order), Some(updates), Some(taken)) => {
+                let range = whole::update_range(taken, &unit.whole, place);
+                let change = updates.narrow(0, range.start as i64, range.len() as i64);
+                let copy = copies.then_some(&mut rounded);
+                order.apply_tensor(&mut master, &change, copy, &scalars)?;
+                continue;
+            }
+            _ => unreachable!("what is taken whole has an update"),
+        };
         let elements = TensorElements {
             master: &mut master,
             grad: &grad,
             state: state.iter_mut().collect(),
-            working: (working.kind() != unit.masters.kind()).then_some(&mut rounded),
+            working: copies.then_some(&mut rounded),
             first: segment.param_range.start,
         };
-        let (rule, scalars) = update.of(&unit.spec.params[segment.param]);
-        rule.update_tensor(elements, &scalars)?;
+        match update.kernels {
+            Some(kernels) => kernels.update(rule, elements, &scalars)?,
+            None => rule.update_tensor(elements, &scalars)?,
+        }
     }
     if working.kind() == unit.masters.kind() && !unit.masters_are_working() {
         working.copy_(&unit.masters);
@@ -281,20 +341,28 @@ fn update_tensors(unit: &UnitState, update: &Update<'_>) -> Result<(), grove_opt
 }
 
 impl<'a> Update<'a> {
-    /// The rule and the numbers of a parameter.
-    fn of(&self, param: &ParamSpec) -> (&'a Rule, Scalars) {
-        let key = Sha256::digest(format!("{}/{}", self.seed, param.name));
+    /// Number of the update for a parameter, from 1.
+    fn step_of(&self, param: &ParamSpec) -> u64 {
         let offset = self.count_offsets.get(&param.name).copied().unwrap_or(0);
+        self.step.saturating_add_signed(offset)
+    }
+
+    /// What becomes of a parameter's gradient, and its numbers.
+    fn of(&self, param: &ParamSpec) -> (Step<'a>, Scalars) {
+        if let Some((rule, _)) = self.rules.taken_whole(param) {
+            return (Step::Subtract(rule.decay_order()), self.whole_scalars(rule, param));
+        }
+        let key = Sha256::digest(format!("{}/{}", self.seed, param.name));
         let step = StepNumbers {
-            lr: self.lr,
+            lr: self.lr * self.rules.rest_lr_ratio(),
             grad_scale: self.grad_scale,
-            step: self.step.saturating_add_signed(offset),
+            step: self.step_of(param),
             averaging_weight: self.averaging_weight,
             rounding_seed: u64::from_le_bytes(std::array::from_fn(|i| key[i])),
         };
         let rule = self.rules.of(param.role);
         let mut scalars = rule.scalars(self.groups.of(param.role), &step);
         scalars.weight_decay *= self.weight_decay;
-        (rule, scalars)
+        (Step::ElementWise(rule), scalars)
     }
 }

@@ -131,3 +131,61 @@ proptest! {
         prop_assert_eq!((codes, first), (again, scales));
     }
 }
+
+/// Both ways to codes and back, of one whole block; nothing on processors that have but one.
+fn compare_ways(book: &CodeBook, values: &[f32]) {
+    let (mut permuted, mut loaded) = ([0; QUANTIZED_BLOCK_ELEMENTS], [1; QUANTIZED_BLOCK_ELEMENTS]);
+    let Some(scale) = book.permuted_codes(values, &mut permuted) else { return };
+    assert_eq!(scale.to_bits(), book.loaded_codes(values, &mut loaded).to_bits());
+    assert_eq!(permuted, loaded, "{values:?}");
+    let mut back = [[0.0; QUANTIZED_BLOCK_ELEMENTS], [1.0; QUANTIZED_BLOCK_ELEMENTS]];
+    assert!(book.permuted_values(&permuted, scale, &mut back[0]));
+    book.loaded_values(&permuted, scale, &mut back[1]);
+    assert_eq!(back[0].map(f32::to_bits), back[1].map(f32::to_bits));
+}
+
+#[test]
+fn permutations_find_the_codes_that_loads_find_around_every_threshold() {
+    for book in books() {
+        let bins = (0_u32..=0x3f80).map(|bin| f32::from_bits(bin << 16));
+        let around = book.thresholds().iter().chain(book.values()).copied().chain(bins);
+        let near = around.flat_map(|value| [value.next_down(), value, value.next_up(), -value]);
+        let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-40];
+        let values: Vec<f32> =
+            near.chain(odd).filter(|value| !(value.abs() > 1.0 && value.is_finite())).collect();
+        for block in values.chunks(QUANTIZED_BLOCK_ELEMENTS - 1) {
+            // The scale is one, so that every value stays where it is; and a third, so that not.
+            for largest in [1.0, 3.0] {
+                let mut whole = [0.0; QUANTIZED_BLOCK_ELEMENTS];
+                whole[..block.len()].copy_from_slice(block);
+                whole[QUANTIZED_BLOCK_ELEMENTS - 1] = largest;
+                compare_ways(book, &whole);
+            }
+        }
+    }
+}
+
+#[test]
+fn permutations_read_the_values_that_loads_read() {
+    let codes: [u8; QUANTIZED_BLOCK_ELEMENTS] = std::array::from_fn(|i| (i * 89 % 256) as u8);
+    for book in books() {
+        let mut back = [[0.0; QUANTIZED_BLOCK_ELEMENTS]; 2];
+        if book.permuted_values(&codes, 0.37, &mut back[0]) {
+            book.loaded_values(&codes, 0.37, &mut back[1]);
+            assert_eq!(back[0].map(f32::to_bits), back[1].map(f32::to_bits));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn permutations_find_the_codes_that_loads_find(
+        values in prop::collection::vec(-1.0_f32..1.0, QUANTIZED_BLOCK_ELEMENTS),
+        exponent in -30..20_i32,
+    ) {
+        let values: Vec<f32> = values.iter().map(|v| v.powi(5) * 2_f32.powi(exponent)).collect();
+        for book in books() {
+            compare_ways(book, &values);
+        }
+    }
+}

@@ -79,7 +79,7 @@ impl Came {
     pub fn new(config: CameConfig) -> Result<Self> {
         require_beta("optim.betas[0]", config.beta1, 0.9)?;
         require_beta("optim.betas[1]", config.beta2, 0.999)?;
-        require_beta("optim.betas[2]", config.beta3, 0.9999)?;
+        require_beta("optim.beta3", config.beta3, 0.9999)?;
         // Times 1 - beta, a smaller one would not be a normal number in f32.
         let eps1_range = (1e-32, "1e-32 <= eps1 < 1");
         let eps2_range = (1e-32, "1e-32 <= eps2 < 1");

@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 use crate::config;
 use crate::coordinates::coordinates;
 use crate::model::compute::Compute;
-use crate::model::config::{ModelConfig, Precision};
+use crate::model::config::{LlamaConfig, ModelConfig, Precision};
 
 /// `grove coordcheck`.
 #[derive(Debug, Args)]
@@ -21,26 +21,32 @@ pub struct Coordcheck {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// Values of `model.hidden_size`; heads, key and value heads and the MLP grow in proportion.
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required_unless_present = "depths")]
     widths: Vec<usize>,
+    /// Values of `model.num_hidden_layers`.
+    #[arg(long, value_delimiter = ',')]
+    depths: Vec<usize>,
     /// Steps to train each model for.
     #[arg(long, default_value_t = 5)]
     steps: u64,
 }
 
 impl Coordcheck {
-    /// Prints a row for each width and step: loss, mean sizes of the residual stream after the
+    /// Prints a row for each width, depth and step: loss, mean sizes of the residual stream after the
     /// embedding and the last block, of the logits and of their change.
     ///
     /// # Errors
     /// If a config cannot be resolved or an update is refused.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
-        writeln!(out, "| width | step | loss | embedding | last block | logits | change |")?;
-        writeln!(out, "| --- | --- | --- | --- | --- | --- | --- |")?;
+        writeln!(
+            out,
+            "| width | depth | step | loss | embedding | last block | logits | change |"
+        )?;
+        writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
         let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         tch::set_num_threads(num_threads as i32);
-        for &width in &self.widths {
-            let plan = config::load(&self.file, &self.at_width(width)?)?;
+        for (width, depth) in self.sizes()? {
+            let plan = config::load(&self.file, &self.at_size(width, depth)?)?;
             let kind = match plan.precision {
                 Precision::Bf16 => Kind::BFloat16,
                 Precision::Fp32 => Kind::Float,
@@ -51,7 +57,7 @@ impl Coordcheck {
                 let last = row.stream.last().context("a model has an embedding")?;
                 writeln!(
                     out,
-                    "| {width} | {} | {:.4} | {:.5} | {last:.5} | {:.5} | {:.5} |",
+                    "| {width} | {depth} | {} | {:.4} | {:.5} | {last:.5} | {:.5} | {:.5} |",
                     row.step, row.loss, row.stream[0], row.logits, row.change
                 )?;
             }
@@ -59,12 +65,30 @@ impl Coordcheck {
         Ok(())
     }
 
-    /// The overrides that make the file's model one of this width.
-    fn at_width(&self, width: usize) -> Result<Vec<String>> {
-        let plan = config::load(&self.file, &self.overrides)?;
-        let ModelConfig::Llama(model) = &plan.model else {
-            anyhow::bail!("model.model_type is not \"llama\", the family that muP is there for");
-        };
+    /// The file's own model.
+    fn model(&self) -> Result<LlamaConfig> {
+        match config::load(&self.file, &self.overrides)?.model {
+            ModelConfig::Llama(model) => Ok(model),
+            _ => {
+                anyhow::bail!("model.model_type is not \"llama\", the family that muP is there for")
+            }
+        }
+    }
+
+    /// Every width with every depth; the file's own where none are given.
+    fn sizes(&self) -> Result<Vec<(usize, usize)>> {
+        let model = self.model()?;
+        let or_own =
+            |sizes: &[usize], own| if sizes.is_empty() { vec![own] } else { sizes.to_vec() };
+        let depths = or_own(&self.depths, model.num_hidden_layers);
+        let widths = or_own(&self.widths, model.hidden_size);
+        let all = widths.into_iter().flat_map(|w| depths.iter().map(move |&d| (w, d)));
+        Ok(all.collect())
+    }
+
+    /// The overrides that make the file's model one of this size.
+    fn at_size(&self, width: usize, depth: usize) -> Result<Vec<String>> {
+        let model = self.model()?;
         let own = model.hidden_size;
         let scaled = |key: &str, size: usize| -> Result<String> {
             let grown = size * width;
@@ -77,6 +101,7 @@ impl Coordcheck {
         };
         let mut overrides = self.overrides.clone();
         overrides.push(format!("model.hidden_size={width}"));
+        overrides.push(format!("model.num_hidden_layers={depth}"));
         overrides.push(format!("model.head_dim={}", model.head_dim));
         overrides.push(scaled("intermediate_size", model.intermediate_size)?);
         overrides.push(scaled("num_attention_heads", model.num_attention_heads)?);

@@ -192,54 +192,24 @@ struct Obstacle {
 fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
     let word = |key, default| settings.text(key).unwrap_or(default);
     let blocked = |holds: bool, key, because: String| (!holds).then_some(Obstacle { key, because });
+    let one_of = |key, default, wanted: &[&str]| {
+        let own: &str = word(key, default);
+        blocked(wanted.contains(&own), key, format!("{key} = {own:?}"))
+    };
     match applies {
         Applies::Always => None,
-        Applies::Family(family) => {
-            let own = word("model.model_type", family);
-            blocked(own == family, "model.model_type", format!("model.model_type = {own:?}"))
-        }
-        Applies::Rule(rules) => {
-            let own = word("optim.rule", super::OptimPlan::DEFAULT_RULE);
-            blocked(rules.contains(&own), "optim.rule", format!("optim.rule = {own:?}"))
-        }
-        Applies::Schedule(kinds) => {
-            let own = word("schedule.kind", super::Schedule::DEFAULT_KIND);
-            let because = format!("schedule.kind = {own:?}");
-            blocked(kinds.contains(&own), "schedule.kind", because)
-        }
+        Applies::Family(family) => one_of("model.model_type", family, &[family]),
+        Applies::Rule(rules) => one_of("optim.rule", super::OptimPlan::DEFAULT_RULE, rules),
+        Applies::Schedule(kinds) => one_of("schedule.kind", super::Schedule::DEFAULT_KIND, kinds),
+        Applies::Parametrization(wanted) => one_of("model.parametrization", "standard", wanted),
+        Applies::Mode(wanted) => one_of("schedule.mode", "continue", &[wanted]),
+        Applies::DecayShape => one_of("schedule.weight_decay", "constant", &["linear", "cosine"]),
         Applies::OneSource | Applies::Mixture | Applies::Documents => of_data(settings, applies),
         Applies::Validation => validation(settings),
-        Applies::Parametrization(wanted) => {
-            let own = word("model.parametrization", "standard");
-            let because = format!("model.parametrization = {own:?}");
-            blocked(wanted.contains(&own), "model.parametrization", because)
-        }
-        Applies::Mode(wanted) => {
-            let own = word("schedule.mode", "continue");
-            blocked(own == wanted, "schedule.mode", format!("schedule.mode = {own:?}"))
-        }
         Applies::Phase => {
             let set = settings.by_path.contains_key("schedule.from_step");
             let because = "schedule.from_step is not set".to_owned();
             blocked(set, "schedule.from_step", because)
-        }
-        Applies::DecayShape => {
-            let own = word("schedule.weight_decay", "constant");
-            let because = format!("schedule.weight_decay = {own:?}");
-            blocked(own != "constant", "schedule.weight_decay", because)
-        }
-        Applies::Ramp => {
-            let steps = settings.number("batch.ramp_steps").unwrap_or(0.0);
-            blocked(steps != 0.0, "batch.ramp_steps", "batch.ramp_steps = 0".to_owned())
-        }
-        Applies::Sampling => {
-            let tokens = settings.number("sample.tokens").unwrap_or(0.0);
-            blocked(tokens != 0.0, "sample.tokens", "sample.tokens = 0".to_owned())
-        }
-        Applies::RandomSampling => {
-            let temperature = settings.number("sample.temperature").unwrap_or(1.0);
-            let because = "sample.temperature = 0 takes the largest logit".to_owned();
-            blocked(temperature != 0.0, "sample.temperature", because)
         }
         Applies::Biases => {
             let family = word("model.model_type", "gpt2");
@@ -261,17 +231,32 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let some = settings.by_path.contains_key("init.from");
             blocked(some, "init.from", "init.from is not set".to_owned())
         }
-        Applies::Spikes => {
-            let zscore = settings.number("guard.spike_zscore").unwrap_or(0.0);
-            let because = "guard.spike_zscore = 0 looks for no spikes".to_owned();
-            blocked(zscore != 0.0, "guard.spike_zscore", because)
-        }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
-            let decay = settings.number("optim.weight_decay").unwrap_or(1.0);
+            let rest = settings.number("optim.rest.weight_decay").unwrap_or(0.0);
+            let decay = settings.number("optim.weight_decay").unwrap_or(1.0).max(rest);
             blocked(decay != 0.0, "optim.weight_decay", "optim.weight_decay = 0".to_owned())
         }
+        Applies::Ramp | Applies::Sampling | Applies::RandomSampling | Applies::Spikes => {
+            switched_off(settings, applies)
+        }
     }
+}
+
+/// What a number of 0 switches off.
+fn switched_off(settings: &Settings, applies: Applies) -> Option<Obstacle> {
+    let (key, default, because) = match applies {
+        Applies::Ramp => ("batch.ramp_steps", 0.0, "batch.ramp_steps = 0"),
+        Applies::RandomSampling => {
+            ("sample.temperature", 1.0, "sample.temperature = 0 takes the largest logit")
+        }
+        Applies::Spikes => {
+            ("guard.spike_zscore", 0.0, "guard.spike_zscore = 0 looks for no spikes")
+        }
+        _ => ("sample.tokens", 0.0, "sample.tokens = 0"),
+    };
+    let is_off = settings.number(key).unwrap_or(default) == 0.0;
+    is_off.then(|| Obstacle { key, because: because.to_owned() })
 }
 
 /// What goes wrong may skip or rewind, at a spike too where spikes are looked for.

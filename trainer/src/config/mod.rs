@@ -33,12 +33,13 @@ use std::path::Path;
 pub use crate::model::config::Precision;
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    Backend, BatchPlan, CheckpointPlan, DataPlan, DataSource, DecayShape, DepthGrowth, Derived,
-    Device, EvalPlan, Group, GroupPlan, GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan,
-    InitScheme, MemoryPlan, MetricsPlan, MomentGrowth, OnChange, OptimPlan, Packing, ParallelPlan,
-    PhaseMode, Plan, Policy, Probe, ProfilePlan, Recompute, Reduction, ResidualGrowth, Rule,
-    RuleName, RunPlan, SamplePlan, Schedule, SchedulePlan, ScheduleUnit, SourcePlan, StagePlan,
-    StateDtype, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
+    AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
+    DataSource, DecayShape, DepthGrowth, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan,
+    GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan, InitScheme, MemoryPlan, MetricsPlan,
+    MomentGrowth, MuonPlan, OnChange, OptimPlan, Packing, ParallelPlan, PhaseMode, Plan, Policy,
+    Probe, Products, ProfilePlan, Recompute, Reduction, ResidualGrowth, RestPlan, Rule, RuleName,
+    RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan, SourcePlan,
+    StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
 };
 use run_config::RunConfig;
 

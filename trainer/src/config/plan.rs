@@ -6,6 +6,7 @@ mod guard;
 mod init;
 mod optim;
 mod schedule;
+mod whole;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,10 @@ pub use init::{
 };
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
+pub use whole::{
+    AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
+    SoapPlan, StepScale,
+};
 
 /// All that a run needs to know, printed at its start and saved with each of its checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -11,8 +11,8 @@ use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::stages::{GrowthStageTable, InitTable};
 use super::{
-    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Recompute,
-    Reduction, RuleName, ScheduleUnit, StateDtype, Tokenizer,
+    Backend, DecayShape, Device, Home, OnChange, Packing, PhaseMode, Policy, Probe, Products,
+    Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
 
@@ -204,8 +204,36 @@ pub(super) struct OptimTable {
     pub(super) hessian_clip_norm: Option<f64>,
     pub(super) probe: Option<Probe>,
     pub(super) on_change: Option<OnChange>,
+    pub(super) decay_power: Option<f64>,
+    pub(super) eps1: Option<f64>,
+    pub(super) eps2: Option<f64>,
+    pub(super) clip_threshold: Option<f64>,
+    pub(super) step_scale: Option<StepScale>,
+    pub(super) beta3: Option<f64>,
+    pub(super) momentum: Option<f64>,
+    pub(super) nesterov: Option<bool>,
+    pub(super) num_iterations: Option<u64>,
+    pub(super) scaling: Option<Scaling>,
+    pub(super) products: Option<Products>,
+    pub(super) rank: Option<u64>,
+    pub(super) scale: Option<f64>,
+    pub(super) refresh_every: Option<u64>,
+    pub(super) covariance_beta: Option<f64>,
+    pub(super) max_basis_dim: Option<u64>,
+    #[serde(default)]
+    pub(super) rest: RestTable,
     #[serde(default)]
     pub(super) groups: GroupTables,
+}
+
+/// What parameters get that the rule does not take.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestTable {
+    pub(super) lr: Option<f64>,
+    pub(super) betas: Option<[f64; 2]>,
+    pub(super) eps: Option<f64>,
+    pub(super) weight_decay: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -132,7 +132,51 @@ const LLAMA: Applies = Family("llama");
 const GPT2: Applies = Family("gpt2");
 const SCALED: Applies = Parametrization(&["mup", "complete_p"]);
 /// The rules whose epsilon counts.
-const WITH_EPS: Applies = Rule(&["adamw", "adamw_8bit", "sophia_g", "sophia_h", "schedule_free"]);
+const WITH_EPS: Applies = Rule(&[
+    "adamw",
+    "adamw_8bit",
+    "sophia_g",
+    "sophia_h",
+    "schedule_free",
+    "adam_mini",
+    "galore",
+    "soap",
+]);
+/// The rules with a pair of decay rates.
+const WITH_BETAS: Applies = Rule(&[
+    "adamw",
+    "lion",
+    "adamw_8bit",
+    "lion_8bit",
+    "sophia_g",
+    "sophia_h",
+    "schedule_free",
+    "came",
+    "adam_mini",
+    "galore",
+    "soap",
+]);
+/// The rules that leave some parameters to AdamW.
+const WITH_REST: Applies = Rule(&["muon", "galore", "soap"]);
+const ADAFACTOR: Applies = Rule(&["adafactor"]);
+const FACTORED: Applies = Rule(&["adafactor", "came"]);
+const MUON: Applies = Rule(&["muon"]);
+/// Every rule.
+const ALL_RULES: &[&str] = &[
+    "adamw",
+    "lion",
+    "adamw_8bit",
+    "lion_8bit",
+    "sophia_g",
+    "sophia_h",
+    "schedule_free",
+    "adafactor",
+    "came",
+    "adam_mini",
+    "muon",
+    "galore",
+    "soap",
+];
 const SOPHIA: Applies = Rule(&["sophia_g", "sophia_h"]);
 /// The rules that a group may have for itself.
 const RULES: &[&str] =
@@ -222,9 +266,9 @@ pub(super) const KEYS: &[Key] = &[
     key("batch.ramp_steps", Count, "the steps over which the micro-batches grow, 0 for none"),
     key("batch.ramp_from", Count, "the micro-batches of the first step").only(Ramp),
 
-    key("optim.rule", OneOf(RULES), "the update rule"),
+    key("optim.rule", OneOf(ALL_RULES), "the update rule"),
     key("optim.lr", Number, "the peak learning rate"),
-    key("optim.betas", Pair, "the two decay rates of the moments"),
+    key("optim.betas", Pair, "the two decay rates of the moments").only(WITH_BETAS),
     key("optim.eps", Number, "the epsilon in the denominator").only(WITH_EPS),
     key("optim.gamma", Number, "how much curvature a full step takes").only(SOPHIA),
     key("optim.hessian_every", Count, "the steps between two estimates of the curvature").only(SOPHIA),
@@ -234,6 +278,26 @@ pub(super) const KEYS: &[Key] = &[
     key("optim.weight_decay", Number, "the decoupled weight decay"),
     key("optim.clip_norm", Number, "the largest global gradient norm, 0 for no clipping"),
     key("optim.on_change", OneOf(&["refuse", "reset"]), "what a resume with another rule does"),
+    key("optim.decay_power", Number, "the power of the step by which the second moment forgets").only(ADAFACTOR),
+    key("optim.step_scale", OneOf(&["relative", "plain"]), "how long a step is").only(ADAFACTOR),
+    key("optim.beta3", Number, "the decay rate of the instability").only(Rule(&["came"])),
+    key("optim.eps1", Number, "the least mean squared gradient").only(FACTORED),
+    key("optim.eps2", Number, "the least root mean square of weights, or mean squared instability").only(FACTORED),
+    key("optim.clip_threshold", Number, "the largest root mean square of an update").only(FACTORED),
+    key("optim.momentum", Number, "the decay rate of the momentum").only(MUON),
+    key("optim.nesterov", Flag, "whether to look one step ahead").only(MUON),
+    key("optim.num_iterations", Count, "the Newton-Schulz iterations of an update").only(MUON),
+    key("optim.scaling", OneOf(&["original", "match_rms_adamw"]), "how lr depends on a matrix's shape").only(MUON),
+    key("optim.products", OneOf(&["master", "bf16"]), "what the iterations compute in").only(MUON),
+    key("optim.rank", Count, "the singular directions of a matrix").only(Rule(&["galore"])),
+    key("optim.scale", Number, "a factor on lr").only(Rule(&["galore"])),
+    key("optim.refresh_every", Count, "the updates between two decompositions").only(Rule(&["galore", "soap"])),
+    key("optim.covariance_beta", Number, "the decay rate of the covariances").only(Rule(&["soap"])),
+    key("optim.max_basis_dim", Count, "the longest side that gets a basis").only(Rule(&["soap"])),
+    key("optim.rest.lr", Number, "the peak learning rate of what the rule does not take").only(WITH_REST),
+    key("optim.rest.betas", Pair, "its two decay rates").only(WITH_REST),
+    key("optim.rest.eps", Number, "its epsilon").only(WITH_REST),
+    key("optim.rest.weight_decay", Number, "its decoupled weight decay").only(WITH_REST),
     key("optim.groups.matrix.rule", OneOf(RULES), "the group's own update rule"),
     key("optim.groups.matrix.lr_multiplier", Number, "a factor on lr"),
     key("optim.groups.matrix.weight_decay_multiplier", Number, "a factor on weight_decay").only(Decay),

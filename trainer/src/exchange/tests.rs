@@ -9,30 +9,22 @@ use tempfile::TempDir;
 use super::convert::convert;
 use super::*;
 use crate::checkpoint::Dtype;
-use crate::model::config::{LlamaConfig, ModelConfig, Parametrization, Precision};
+use crate::model::config::{ModelConfig, Precision};
 
 mod gguf;
 
 fn config(tied: bool) -> ModelConfig {
-    ModelConfig::Llama(LlamaConfig {
-        vocab_size: 3,
-        hidden_size: 2,
-        intermediate_size: 2,
-        num_hidden_layers: 1,
-        num_attention_heads: 1,
-        num_key_value_heads: 1,
-        head_dim: 2,
-        max_position_embeddings: 4,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
-        tie_word_embeddings: tied,
-        initializer_range: 0.02,
-        parametrization: Parametrization::Standard,
-        base_hidden_size: None,
-        base_head_dim: None,
-        base_num_hidden_layers: None,
-    })
+    let config = json!({
+        "model_type": "llama",
+        "vocab_size": 3,
+        "hidden_size": 2,
+        "intermediate_size": 2,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "max_position_embeddings": 4,
+        "tie_word_embeddings": tied,
+    });
+    ModelConfig::from_hf_json(&config.to_string()).unwrap()
 }
 
 /// One tensor of a file: name, dtype, shape, values.

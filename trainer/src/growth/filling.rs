@@ -1,11 +1,10 @@
 //! A grown model into the buffers of a run: each rank computes the parameters that it owns a part
 //! of, from the same files by the same map, so that no bit depends on ranks or stages.
 
-use grove_optim::Rules;
-
 use super::anatomy::Anatomy;
 use super::parts::{Parts, Plane, param_value};
 use super::states::encoded;
+use crate::rules::Rules;
 use crate::state::RunState;
 
 /// Fills masters, working copies, optimizer state and each parameter's count of updates. `step`,
@@ -40,7 +39,12 @@ pub fn fill(state: &mut RunState, rules: &Rules, model: &dyn Parts) {
             }
         }
     }
-    let counts = anatomy.params().iter().map(|a| (&a.spec.name, model.steps(a.parts[0])));
+    // What a rule keeps of a whole parameter does not grow: it starts anew, and so does its count.
+    let counts = anatomy.params().iter().map(|assembly| {
+        let starts_anew = rules.taken_whole(&assembly.spec).is_some();
+        let steps = if starts_anew { 0 } else { model.steps(assembly.parts[0]) };
+        (&assembly.spec.name, steps)
+    });
     state.set_updates(counts);
     state.round_masters();
 }

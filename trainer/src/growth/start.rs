@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use grove_optim::Rules;
-
 use super::compose::{grow, problems};
 use super::error::Error as GrowthError;
 use super::filling::fill;
@@ -17,6 +15,7 @@ use crate::error::Error;
 use crate::guard::History;
 use crate::loaded::tokenizer_of;
 use crate::model::compute::Compute;
+use crate::rules::Rules;
 use crate::starting;
 use crate::state::RunState;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use grove_optim::{QUANTIZED_BLOCK_ELEMENTS, Role, Rules, Start, StateKind, StateSpec, Storage};
+use grove_optim::{QUANTIZED_BLOCK_ELEMENTS, Role, Start, StateKind, StateSpec, Storage};
 use tch::{Kind, Tensor};
 
 use super::anatomy::Assembly;
@@ -10,6 +10,7 @@ use super::error::{Error, listed};
 use super::parts::{Parts, Plane, param_value};
 use super::stored::StoredModel;
 use crate::config::{GrowthPlan, MomentGrowth};
+use crate::rules::Rules;
 use crate::state::storage_dtype;
 
 /// Refuses a source whose states are not those of the rule, unless they are dropped anyway or
@@ -46,11 +47,10 @@ pub fn encoded(
     rules: &Rules,
     accumulation: Kind,
 ) -> Vec<(StateSpec, Tensor)> {
-    let numel = assembly.spec.shape.iter().product::<i64>() as usize;
     let known = model.states();
     let mut scales = None;
     let mut states = Vec::new();
-    for &spec in rules.of(assembly.spec.role).state_specs(numel) {
+    for &spec in rules.state_specs(&assembly.spec) {
         let dtype = storage_dtype(spec.storage, accumulation);
         let flat = match spec.storage {
             Storage::BlockScale => Option::take(&mut scales).expect("scales follow their codes"),

@@ -41,7 +41,7 @@ impl StoredModel {
         };
         let anatomy = Anatomy::new(&source.config);
         let mut model = Self { source, anatomy, checkpoint, states: Vec::new() };
-        model.states = model.find_states()?;
+        model.states = model.find_states();
         Ok(model)
     }
 
@@ -74,20 +74,16 @@ impl StoredModel {
         Ok(checkpoint::hash_tensors(views)?)
     }
 
-    /// The states that every parameter has; one that only some have is an error.
-    fn find_states(&self) -> Result<Vec<StateKind>, Error> {
-        let Some(checkpoint) = self.checkpoint() else { return Ok(Vec::new()) };
-        let params = self.anatomy.params();
+    /// The states that every parameter has. What only some have, beside a rule that takes others
+    /// whole, does not grow.
+    fn find_states(&self) -> Vec<StateKind> {
+        let Some(checkpoint) = self.checkpoint() else { return Vec::new() };
         let has =
             |kind: StateKind, name: &str| checkpoint.optimizer_state(kind.name(), name).is_ok();
-        let any = |kind: &StateKind| params.iter().any(|p| has(*kind, &p.spec.name));
-        let found: Vec<StateKind> = KINDS.into_iter().filter(any).collect();
-        for &kind in &found {
-            for param in params {
-                checkpoint.optimizer_state(kind.name(), &param.spec.name)?;
-            }
-        }
-        Ok(found)
+        let all = |kind: &StateKind| {
+            self.anatomy.params().iter().all(|param| has(*kind, &param.spec.name))
+        };
+        KINDS.into_iter().filter(all).collect()
     }
 
     fn state(&self, kind: StateKind, name: &str, shape: &[i64]) -> Tensor {
@@ -129,6 +125,10 @@ impl Parts for StoredModel {
     }
 
     fn steps(&self, at: At) -> u64 {
+        // Without state there is nothing that a count would correct.
+        if self.states.is_empty() {
+            return 0;
+        }
         let counts: Option<&BTreeMap<String, u64>> =
             self.checkpoint().map(|checkpoint| &checkpoint.run_state().parameter_steps);
         counts.and_then(|counts| counts.get(self.anatomy.name(at))).copied().unwrap_or(0)

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use grove_optim::{Rules, Storage};
+use grove_optim::Storage;
 use tch::{Kind, Tensor};
 
 use super::anatomy::{Anatomy, Assembly};
@@ -12,6 +12,7 @@ use crate::checkpoint::{self, Contents, Dtype, ExtraFile, RunStateRecord, Tensor
 use crate::config::{Plan, Precision};
 use crate::error::Error;
 use crate::kernel::view;
+use crate::rules::Rules;
 
 /// Writes `model` as the checkpoint of step 0 of the run folder `out` and returns its folder. With
 /// it goes the optimizer's state, with each parameter's own count of updates, which

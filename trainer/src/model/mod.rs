@@ -15,6 +15,7 @@ pub mod config;
 pub mod decoder;
 mod draw;
 pub mod embedding;
+pub mod facts;
 pub mod head;
 pub mod init;
 mod linear;

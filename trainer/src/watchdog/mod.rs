@@ -8,8 +8,8 @@
 //! and ask for nothing; who comes must know a token that ranks have told each other by MPI.
 //!
 //! What is progress: a change of phase, unit, micro-batch or step, and a call that is made or done.
-//! Before the first step is done and outside of steps (a save, an evaluation) it is also work: time
-//! of a processor, or bytes read and written.
+//! Before the first step is done it is also work, time of a processor or bytes read and written, and
+//! in a save bytes; but for ten times as long as a stall at most.
 
 mod backtrace;
 mod beat;
@@ -80,7 +80,8 @@ impl Watchdog {
         let Some(meeting) = meeting::meet(plan, collective, host)? else { return Ok(None) };
         let (last_words, words) = channel(1);
         let (finished, done) = mpsc::sync_channel(1);
-        let own = Own::new(collective.rank(), pulse.clone(), collective.ledger().clone(), &meeting);
+        let seen = (pulse.clone(), collective.ledger().clone());
+        let own = Own::new(collective.rank(), seen, &meeting, plan.stall_seconds);
         let watch = Watch::new(plan, run_folder, own, meeting);
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -16,6 +16,9 @@ const WORK_PROCESSORS: f64 = 0.25;
 /// How many bytes a second, read and written, count as work: well above what this thread reads.
 const WORK_BYTES_PER_SECOND: f64 = 1e6;
 
+/// How many times as long as a stall work alone may pass for progress.
+const PATIENCE: f64 = 10.0;
+
 /// A training thread that has been idle for so long is looked at more closely.
 const CLOSER_LOOK: Duration = Duration::from_secs(2);
 
@@ -30,19 +33,29 @@ pub(super) struct Own {
     /// Changes of the pulse, calls made and calls done, when they last grew.
     marks: (u64, u64, u64),
     progress: Instant,
+    marked: Instant,
+    /// How long work alone may pass for progress.
+    patience: Duration,
     /// When work was last looked at, and how much had been done.
     worked: (Instant, f64, u64),
 }
 
 impl Own {
-    pub(super) fn new(rank: usize, pulse: Pulse, ledger: Ledger, meeting: &Meeting) -> Self {
+    /// Rank `rank`, whose calls `ledger` has, in a run that is stuck after so long.
+    pub(super) fn new(
+        rank: usize,
+        (pulse, ledger): (Pulse, Ledger),
+        meeting: &Meeting,
+        stall_seconds: f64,
+    ) -> Self {
         let own = &meeting.places[rank];
         let beside = meeting.places.iter().enumerate();
         let beside = beside.filter(|&(other, place)| other != rank && place.is_beside(own));
         let beside = beside.map(|(other, place)| (other, place.clone())).collect();
         let (now, (seconds, bytes)) = (Instant::now(), process::work_done());
         let (marks, worked) = ((0, 0, 0), (now, seconds, bytes));
-        Self { rank, pulse, ledger, beside, marks, progress: now, worked }
+        let patience = Duration::from_secs_f64(PATIENCE * stall_seconds);
+        Self { rank, pulse, ledger, beside, marks, progress: now, marked: now, patience, worked }
     }
 
     /// What the training thread does now.
@@ -52,15 +65,18 @@ impl Own {
 
     /// Begins to count idle time anew: this process was stopped itself.
     pub(super) fn forgive(&mut self) {
-        self.progress = Instant::now();
+        (self.progress, self.marked) = (Instant::now(), Instant::now());
     }
 
     /// A look at this rank.
     pub(super) fn beat(&mut self) -> Beat {
         let (doing, calls) = (self.pulse.read(), self.ledger.progress());
         let marks = (doing.changes, calls.made, calls.completed);
-        if marks != self.marks || (self.is_lenient(&doing) && self.has_worked()) {
-            (self.marks, self.progress) = (marks, Instant::now());
+        if marks != self.marks {
+            (self.marks, self.marked) = (marks, Instant::now());
+            self.progress = self.marked;
+        } else if self.marked.elapsed() < self.patience && self.has_worked(&doing) {
+            self.progress = Instant::now();
         }
         let idle = self.progress.elapsed();
         let closer = idle >= CLOSER_LOOK;
@@ -84,18 +100,19 @@ impl Own {
         }
     }
 
-    /// Whether work counts as progress: where there is no rhythm of phases to go by.
-    fn is_lenient(&self, doing: &Doing) -> bool {
-        let between = ["", "start", "save", "eval", "sample", "rewind", "blackbox"];
-        doing.steps_begun < 2 || between.contains(&doing.phase.as_str())
-    }
-
-    fn has_worked(&mut self) -> bool {
+    /// Whether this process has worked since the last look, where work counts as progress because
+    /// there is no rhythm of phases and calls to go by: any work until the first step is done, and
+    /// reading and writing in a save.
+    fn has_worked(&mut self, doing: &Doing) -> bool {
+        let begins = doing.steps_begun < 2;
+        if !begins && !["save", "rewind", "blackbox"].contains(&doing.phase.as_str()) {
+            return false;
+        }
         let (since, seconds_before, bytes_before) = self.worked;
         let elapsed = since.elapsed().as_secs_f64();
         let (seconds, bytes) = process::work_done();
         self.worked = (Instant::now(), seconds, bytes);
-        seconds - seconds_before > WORK_PROCESSORS * elapsed
+        (begins && seconds - seconds_before > WORK_PROCESSORS * elapsed)
             || bytes.saturating_sub(bytes_before) as f64 > WORK_BYTES_PER_SECOND * elapsed
     }
 

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::process::{CommandExt, parent_id};
+use std::process::{Command, Stdio};
 
 /// Ticks a second of the times in `stat`: the kernel's interface fixes it at 100.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -73,7 +76,7 @@ pub(super) fn kernel_stacks(pid: u32) -> String {
 }
 
 /// Sixteen bytes that nobody can guess, as two numbers.
-pub(super) fn random_token() -> std::io::Result<[i64; 2]> {
+pub(super) fn random_token() -> io::Result<[i64; 2]> {
     use std::io::Read;
     let mut bytes = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
@@ -85,6 +88,25 @@ pub(super) fn random_token() -> std::io::Result<[i64; 2]> {
 /// The network that this process is in: processes of one host may be in several.
 pub(super) fn network() -> String {
     fs::read_link("/proc/self/ns/net").map(|link| link.display().to_string()).unwrap_or_default()
+}
+
+/// Ends the launcher, if it is the parent of this process, some seconds from now, when this process
+/// has ended: a launcher waits for the word of a host that has vanished, for good.
+pub(super) fn end_launcher_later() -> io::Result<()> {
+    const LAUNCHERS: [&str; 4] = ["mpirun", "mpiexec", "orterun", "prterun"];
+    let launcher = parent_id();
+    let name = fs::read_to_string(format!("/proc/{launcher}/comm"))?;
+    if LAUNCHERS.contains(&name.trim()) {
+        Command::new("sh")
+            .args(["-c", "sleep 5; kill -KILL \"$0\"", &launcher.to_string()])
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+    }
+    Ok(())
 }
 
 /// The IPv4 addresses of this host but for loopback.

@@ -76,13 +76,15 @@ impl Table {
     /// Whether a rank has not been heard of for so long, or is gone.
     pub(super) fn is_out_of_sight(&self, rank: usize, after: Duration) -> bool {
         let entry = &self.entries[rank];
-        matches!(entry.link, Link::Closed | Link::Unanswered)
+        let is_up = matches!(entry.link, Link::Up);
+        matches!(entry.link, Link::Closed | Link::Unanswered | Link::Raised(_))
+            || (is_up && matches!(entry.state, Some('X' | 'Z')))
             || (entry.has_come && entry.heard.elapsed() >= after)
     }
 
-    /// Whether a rank has said its last word.
+    /// Whether a rank has come to its end as it should.
     pub(super) fn has_ended(&self, rank: usize) -> bool {
-        matches!(self.entries[rank].link, Link::Ended | Link::Raised(_))
+        self.entries[rank].link == Link::Ended
     }
 
     /// Notes what this rank sees of processes beside it: those named are stopped or gone, and no

@@ -10,11 +10,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::beat::{Beat, FRAME_BYTES, Kind};
 use super::channel::{Channel, Event};
-use super::judge::{Cause, Finding, judge};
+use super::judge::{Cause, Finding, Sight, judge};
 use super::meeting::{Meeting, NUM_HUBS};
 use super::own::Own;
 use super::table::Table;
-use super::{LastWord, STALLED, say, stacks, stacks_file};
+use super::{LastWord, STALLED, process, say, stacks, stacks_file};
 use crate::beacon::LastSeen;
 use crate::config::WatchdogPlan;
 
@@ -178,6 +178,9 @@ impl Watch {
     /// Judges, if this rank is to: rank 0 does, rank 1 where rank 0 is out of sight, and any other
     /// only finds that nobody is left to do it.
     async fn look(&mut self, frames: &watch::Sender<Box<[u8; FRAME_BYTES]>>) {
+        if self.own.rank < NUM_HUBS {
+            self.table.witness(self.own.beside(), &self.own.witness());
+        }
         let stall = Duration::from_secs_f64(self.stall_seconds);
         let hub_is_lost = |hub: usize| self.table.is_out_of_sight(hub, stall);
         if self.table.has_ended(0) && self.own.rank > 0 {
@@ -191,22 +194,16 @@ impl Watch {
         if !judges {
             return;
         }
-        self.table.witness(self.own.beside(), &self.own.witness());
         let mut sights = self.table.sights();
-        if self.own.rank > 0 {
-            // What the others do the first hub knows better; this rank only sees that it is gone.
-            let known = |rank: usize| rank == self.own.rank || rank < NUM_HUBS;
-            sights.retain(|sight| known(sight.rank) || self.own.rank == 1);
-        }
-        let Some(finding) = judge(&sights, self.stall_seconds) else {
+        // What the others do the first hub knew better: of it alone the rest judge.
+        let is_judged = |sight: &&Sight| self.own.rank == 0 || sight.rank == 0;
+        let judged: Vec<Sight> = sights.iter().filter(is_judged).cloned().collect();
+        let Some(finding) = judge(&judged, self.stall_seconds) else {
             self.gone_since = None;
             return;
         };
-        if self.own.rank > 0 && finding.culprit != 0 {
-            return;
-        }
         // What a rank did last stands in its beacon, later than in its last beat.
-        let is_culprit = |sight: &&mut super::judge::Sight| sight.rank == finding.culprit;
+        let is_culprit = |sight: &&mut Sight| sight.rank == finding.culprit;
         if let (Some(sight), Ok(seen)) =
             (sights.iter_mut().find(is_culprit), LastSeen::read(&self.run_folder, finding.culprit))
             && seen.step >= sight.doing.step
@@ -251,6 +248,10 @@ impl Watch {
             let _ = stacks::append_for(&file, &title, pid);
         }
         self.leave_stacks(step).await;
+        if finding.cause == Cause::Vanished {
+            // Where it cannot be ended the run is over all the same.
+            let _ = process::end_launcher_later();
+        }
         exit(STALLED);
     }
 }

@@ -73,7 +73,7 @@ fn ranges_are_named() {
     let config = CameConfig { beta3: 1.0, ..CameConfig::default() };
     assert_eq!(
         text(config),
-        "optim.betas[2] = 1 is out of range: expected 0 <= value < 1; a usual value is 0.9999"
+        "optim.beta3 = 1 is out of range: expected 0 <= value < 1; a usual value is 0.9999"
     );
     assert!(text(CameConfig { eps2: 0.0, ..CameConfig::default() }).contains("optim.eps2 = 0 "));
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::super::*;
 use super::{contents, run_state, steps};
-use crate::model::config::{LlamaConfig, ModelConfig, Parametrization, Precision};
+use crate::model::config::{ModelConfig, Precision};
 use crate::model::units::UnitMap;
 
 /// Cases of damage that `verify` must name, all of them.
@@ -20,25 +20,17 @@ const NUM_DAMAGES: usize = 100;
 const SEED: u64 = 6;
 
 fn model() -> ModelConfig {
-    ModelConfig::Llama(LlamaConfig {
-        vocab_size: 5,
-        hidden_size: 4,
-        intermediate_size: 6,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 2,
-        max_position_embeddings: 8,
-        rms_norm_eps: 1e-5,
-        rope_theta: 1e4,
-        rope_scaling: None,
-        tie_word_embeddings: false,
-        initializer_range: 0.02,
-        parametrization: Parametrization::Standard,
-        base_hidden_size: None,
-        base_head_dim: None,
-        base_num_hidden_layers: None,
-    })
+    let config = serde_json::json!({
+        "model_type": "llama",
+        "vocab_size": 5,
+        "hidden_size": 4,
+        "intermediate_size": 6,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 8,
+    });
+    ModelConfig::from_hf_json(&config.to_string()).unwrap()
 }
 
 /// A checkpoint of a true model: every parameter holds its step and its place.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::whole::{AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, SoapPlan};
+
 /// `[optim]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimPlan {
@@ -26,6 +28,16 @@ pub struct OptimPlan {
 impl OptimPlan {
     /// The rule of a file that names none.
     pub(in crate::config) const DEFAULT_RULE: &'static str = "adamw";
+
+    /// The first beta of schedule-free parameters, if there are any: by it masters and base iterates
+    /// give the average.
+    pub fn averaging(&self) -> Option<f64> {
+        let of_group = |group: &GroupPlan| match group.rule.map_or(self.rule, RuleName::usual) {
+            Rule::ScheduleFree { betas, .. } => Some(betas[0]),
+            _ => None,
+        };
+        self.groups.values().find_map(of_group)
+    }
 
     /// Whether the state of a run of this plan goes on in a run of another: the same rules, and
     /// stored alike.
@@ -112,6 +124,19 @@ pub enum Rule {
         /// As `AdamW`'s.
         eps: f64,
     },
+    /// Shazeer and Stern 2018, arXiv:1804.04235.
+    Adafactor(AdafactorPlan),
+    /// Luo et al. 2023, arXiv:2307.02047.
+    Came(CamePlan),
+    /// Zhang et al. 2024, arXiv:2406.16793.
+    #[serde(rename = "adam_mini")]
+    AdamMini(AdamMiniPlan),
+    /// Jordan et al. 2024; Liu et al. 2025, arXiv:2502.16982.
+    Muon(MuonPlan),
+    /// Zhao et al. 2024, arXiv:2403.03507.
+    Galore(GalorePlan),
+    /// Vyas et al. 2024, arXiv:2409.11321.
+    Soap(SoapPlan),
 }
 
 /// The name of an update rule.
@@ -137,6 +162,19 @@ pub enum RuleName {
     /// [`Rule::ScheduleFree`].
     #[serde(rename = "schedule_free")]
     ScheduleFree,
+    /// [`Rule::Adafactor`].
+    Adafactor,
+    /// [`Rule::Came`].
+    Came,
+    /// [`Rule::AdamMini`].
+    #[serde(rename = "adam_mini")]
+    AdamMini,
+    /// [`Rule::Muon`].
+    Muon,
+    /// [`Rule::Galore`].
+    Galore,
+    /// [`Rule::Soap`].
+    Soap,
 }
 
 impl RuleName {
@@ -161,6 +199,12 @@ impl RuleName {
                 Rule::SophiaH { betas, eps, gamma, hessian_every, probe }
             }
             Self::ScheduleFree => Rule::ScheduleFree { betas: [0.9, 0.999], eps: 1e-8 },
+            Self::Adafactor => Rule::Adafactor(AdafactorPlan::USUAL),
+            Self::Came => Rule::Came(CamePlan::USUAL),
+            Self::AdamMini => Rule::AdamMini(AdamMiniPlan::USUAL),
+            Self::Muon => Rule::Muon(MuonPlan::USUAL),
+            Self::Galore => Rule::Galore(GalorePlan::USUAL),
+            Self::Soap => Rule::Soap(SoapPlan::USUAL),
         }
     }
 
@@ -168,13 +212,19 @@ impl RuleName {
     ///
     /// Lion's are a third of `AdamW`'s learning rate and three times its decay, so that their
     /// product stays (Chen et al. 2023, arXiv:2302.06675, section 5); schedule-free's rate is its
-    /// package's; Sophia's decay is that of its authors' runs.
+    /// package's; Sophia's decay is that of its authors' runs; those of rules for whole parameters
+    /// are of their papers and their authors' code, of torch (Adafactor), and `AdamW`'s (Muon at its
+    /// usual scaling).
     pub fn usual_lr_and_decay(self) -> (f64, f64) {
         match self {
             Self::AdamW | Self::AdamW8bit => (3e-4, 0.1),
             Self::Lion | Self::Lion8bit => (1e-4, 0.3),
             Self::SophiaG | Self::SophiaH => (3e-4, 0.2),
             Self::ScheduleFree => (2.5e-3, 0.1),
+            Self::Adafactor | Self::Galore => (1e-2, 0.0),
+            Self::Came => (2e-4, 0.0),
+            Self::AdamMini | Self::Muon => (3e-4, 0.1),
+            Self::Soap => (3e-3, 0.01),
         }
     }
 }
@@ -190,6 +240,12 @@ impl Rule {
             Self::SophiaG { .. } => RuleName::SophiaG,
             Self::SophiaH { .. } => RuleName::SophiaH,
             Self::ScheduleFree { .. } => RuleName::ScheduleFree,
+            Self::Adafactor(_) => RuleName::Adafactor,
+            Self::Came(_) => RuleName::Came,
+            Self::AdamMini(_) => RuleName::AdamMini,
+            Self::Muon(_) => RuleName::Muon,
+            Self::Galore(_) => RuleName::Galore,
+            Self::Soap(_) => RuleName::Soap,
         }
     }
 }

@@ -7,6 +7,7 @@ mod init;
 mod model;
 mod optim;
 mod schedule;
+mod whole;
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};

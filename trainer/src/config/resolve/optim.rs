@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, RuleName};
 use super::super::run_config::{GroupTables, OptimTable};
-use super::{Problems, Shown};
+use super::{Problems, Shown, whole};
 use crate::model::config::DecoderSpec;
 
 /// The range of `optim.eps` that the optimizer takes.
@@ -18,24 +18,32 @@ pub(super) fn resolve(
     problems: &mut Problems,
 ) -> OptimPlan {
     let wanted = table.rule.unwrap_or(RuleName::AdamW);
-    let rule = rule(wanted, table, problems);
+    let mut rule = rule(wanted, table, problems);
     let (default_lr, default_decay) = wanted.usual_lr_and_decay();
-    let lr = table.lr.unwrap_or(default_lr);
+    let lr = table.lr.unwrap_or(whole::default_lr(table, default_lr));
     problems.require_positive("optim.lr", lr, "use a number such as 3e-4");
     let weight_decay = table.weight_decay.unwrap_or(default_decay);
     problems.require_not_negative("optim.weight_decay", weight_decay, "use 0 for no decay");
+    whole::fill(&mut rule, table, (lr, weight_decay));
+    whole::check(&rule, weight_decay, problems);
     let clip_norm = table.clip_norm.unwrap_or(1.0);
     problems.require_not_negative("optim.clip_norm", clip_norm, "use 0 for no clipping");
-    let groups = groups(&table.groups, (wanted, weight_decay != 0.0), spec, problems);
+    let decays = weight_decay != 0.0 || rule.rest().is_some_and(|rest| rest.weight_decay != 0.0);
+    let groups = groups(&table.groups, (wanted, decays), spec, problems);
     for (group, plan) in &groups {
+        // A rule for matrices leaves the others to AdamW.
+        let (lr, weight_decay, table) = match rule.rest() {
+            Some(rest) if *group != Group::Matrix => (rest.lr, rest.weight_decay, "optim.rest"),
+            _ => (lr, weight_decay, "optim"),
+        };
         let shrink = lr * plan.lr_multiplier;
         let shrink = shrink * weight_decay * plan.weight_decay_multiplier.unwrap_or(0.0);
         problems.require(
             shrink < 1.0,
-            "optim.weight_decay",
+            &format!("{table}.weight_decay"),
             Shown(weight_decay),
             format!(
-                "times optim.lr = {lr:?} and the multipliers of optim.groups.{} is {shrink:?}, \
+                "times {table}.lr = {lr:?} and the multipliers of optim.groups.{} is {shrink:?}, \
                  and a step multiplies weights by 1 - that",
                 name(*group)
             ),
@@ -83,13 +91,15 @@ fn rule(wanted: RuleName, table: &OptimTable, problems: &mut Problems) -> Rule {
             take(probe, table.probe);
             check_sophia(*gamma, *hessian_every, problems);
         }
+        // Filled once their learning rate is known, which their rest takes over.
+        _ => {}
     }
     check_common(wanted, table, problems);
     rule
 }
 
 /// Replaces a default by what the table has.
-fn take<T>(value: &mut T, written: Option<T>) {
+pub(super) fn take<T>(value: &mut T, written: Option<T>) {
     if let Some(written) = written {
         *value = written;
     }

@@ -11,11 +11,7 @@ use super::super::folder::generation_config;
 use super::super::matching::{Matching, parameters};
 use super::{Gguf, Value, tokenizer};
 use crate::checkpoint::{Dtype, ExtraFile, TensorSpec};
-use crate::model::config::{LlamaConfig, ModelConfig, Parametrization};
-
-/// The standard deviation of initial weights, which a GGUF file does not record: transformers'
-/// default.
-const INITIALIZER_RANGE: f64 = 0.02;
+use crate::model::config::{DecoderSpec, ModelConfig};
 
 /// Names within a block: llama.cpp's and ours.
 const BLOCK_NAMES: [(&str, &str); 9] = [
@@ -48,10 +44,7 @@ impl LlamaGguf {
     /// asks for what is not computed here, [`Error::Tensors`] with all tensors that do not fit.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let file = Gguf::open(path)?;
-        let config = ModelConfig::Llama(llama_config(&file)?);
-        if let Some(problem) = config.problems().into_iter().next() {
-            return Err(problem.into());
-        }
+        let config = llama_config(&file)?;
         let specs = parameters(path, &config, file.tensors().count())?;
         let mut matching = Matching::new(&specs);
         for (name, tensor) in file.tensors() {
@@ -73,10 +66,9 @@ impl LlamaGguf {
 
     /// The values of one parameter, as little-endian f32; `None` if there is none of this name.
     pub(crate) fn values(&self, name: &str) -> Option<Vec<u8>> {
-        let ModelConfig::Llama(config) = &self.config else { return None };
         let values = self.file.values(self.places.get(name)?)?;
         let is_rotated = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
-        let values = if is_rotated { half_split(&values, config) } else { values };
+        let values = if is_rotated { half_split(&values, &self.config.spec()) } else { values };
         Some(values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
@@ -109,8 +101,8 @@ impl LlamaGguf {
 /// llama.cpp turns neighbors (2 i, 2 i + 1) of a head and stores rows so; Hugging Face turns
 /// (i, i + H/2). With rows `[head, i, half]` there and `[head, half, i]` here, `half` and `i`
 /// change places.
-fn half_split(values: &[f32], config: &LlamaConfig) -> Vec<f32> {
-    let (width, head_dim) = (config.hidden_size, config.head_dim);
+fn half_split(values: &[f32], spec: &DecoderSpec) -> Vec<f32> {
+    let (width, head_dim) = (spec.hidden_size, spec.head_dim);
     let mut out = Vec::with_capacity(values.len());
     for head in values.chunks_exact(head_dim * width) {
         for half in 0..2 {
@@ -139,7 +131,8 @@ fn our_name(name: &str) -> String {
     in_block().unwrap_or_else(|| name.to_owned())
 }
 
-fn llama_config(file: &Gguf) -> Result<LlamaConfig, Error> {
+/// The model that the metadata describes.
+fn llama_config(file: &Gguf) -> Result<ModelConfig, Error> {
     let keys = Keys(file);
     if file.text("general.architecture") != Some("llama") {
         return Err(keys.wrong("general.architecture", "\"llama\""));
@@ -166,27 +159,22 @@ fn llama_config(file: &Gguf) -> Result<LlamaConfig, Error> {
     let embedding = file.tensors().find(|(name, _)| *name == "token_embd.weight");
     let vocab_size = embedding.map_or(0, |(_, tensor)| tensor.shape[0]);
     let has_head = file.tensors().any(|(name, _)| name == "output.weight");
-    Ok(LlamaConfig {
-        vocab_size,
-        hidden_size,
-        intermediate_size: keys.size("llama.feed_forward_length")?,
-        num_hidden_layers: keys.size("llama.block_count")?,
-        num_attention_heads,
-        num_key_value_heads: keys
-            .size_if_any("llama.attention.head_count_kv")?
-            .unwrap_or(num_attention_heads),
-        head_dim,
-        max_position_embeddings: keys.size("llama.context_length")?,
-        rms_norm_eps: keys.number("llama.attention.layer_norm_rms_epsilon", 1e-5)?,
-        rope_theta: keys.number("llama.rope.freq_base", 10_000.0)?,
-        rope_scaling: None,
-        tie_word_embeddings: !has_head,
-        initializer_range: INITIALIZER_RANGE,
-        parametrization: Parametrization::Standard,
-        base_hidden_size: None,
-        base_head_dim: None,
-        base_num_hidden_layers: None,
-    })
+    // As Hugging Face writes them, so that what is read there is read here.
+    let config = json!({
+        "model_type": "llama",
+        "vocab_size": vocab_size,
+        "hidden_size": hidden_size,
+        "intermediate_size": keys.size("llama.feed_forward_length")?,
+        "num_hidden_layers": keys.size("llama.block_count")?,
+        "num_attention_heads": num_attention_heads,
+        "num_key_value_heads": keys.size_if_any("llama.attention.head_count_kv")?,
+        "head_dim": head_dim,
+        "max_position_embeddings": keys.size("llama.context_length")?,
+        "rms_norm_eps": keys.number("llama.attention.layer_norm_rms_epsilon", 1e-5)?,
+        "rope_theta": keys.number("llama.rope.freq_base", 10_000.0)?,
+        "tie_word_embeddings": !has_head,
+    });
+    Ok(ModelConfig::from_hf_json(&config.to_string())?)
 }
 
 /// Typed look-ups in the metadata.
