@@ -3,8 +3,8 @@
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
 //! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives,
 //! `coordinates` one width with another; `documents` and `data` pack and mix; `families`, `rules`,
-//! `whole`, `resume`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts;
-//! `cli` checks what it says, `layering` what may name what.
+//! `whole`, `resume`, `growth`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on
+//! two hosts; `cli` checks what it says, `layering` what may name what.
 
 mod cli;
 mod coordinates;
@@ -15,6 +15,7 @@ mod exchange;
 mod families;
 mod faults;
 mod fixture;
+mod growth;
 mod guard;
 mod hosts;
 mod layering;

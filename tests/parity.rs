@@ -3,6 +3,7 @@
 use grove::gradients::Round;
 use grove::model::block::Recompute;
 use grove::model::compute::Products;
+use grove::model::config::{ModelConfig, RopeScaling};
 use grove::model::plain::PlainModel;
 use grove::pass::{Traffic, logits};
 use grove::rules::Rules;
@@ -92,6 +93,7 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let grad_scale = clip_scale(norm, 1.0) / num_targets;
             let step = step as u64 + 1;
             let update = Update {
+                count_offsets: &std::collections::BTreeMap::new(),
                 rules: &rules,
                 kernels: None,
                 weight_decay: 1.0,
@@ -163,22 +165,54 @@ fn bf16_is_near(products: Products) {
 
 #[test]
 fn the_plain_model_is_the_same_function() {
+    for name in NAMES {
+        check_plain(name, &Fixture::load(name));
+    }
+}
+
+#[test]
+fn scaled_rotary_frequencies_are_the_same_in_the_layers_and_the_plain_model() {
+    let name = "llama_gqa_tied";
+    let mut fixture = Fixture::load(name);
+    let unscaled = Subject::new(&fixture, Kind::Float, Recompute::None);
+    let tokens = fixture.get("tokens").shallow_clone();
+    let unscaled = unscaled.forward_backward(&tokens, Round::only());
+    for scaling in [
+        RopeScaling::Linear { factor: 2.0 },
+        RopeScaling::Yarn {
+            factor: 2.0,
+            original_max_position_embeddings: 8,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        },
+    ] {
+        let ModelConfig::Llama(llama) = &mut fixture.config else { panic!("{name} is a Llama") };
+        llama.rope_scaling = Some(scaling);
+        check_plain(name, &fixture);
+        // The kernels too, and it matters.
+        let loss = |kind| {
+            Subject::new(&fixture, kind, Recompute::None).forward_backward(&tokens, Round::only())
+        };
+        let (fp32, fp64) = (loss(Kind::Float), loss(Kind::Double));
+        assert!((fp32 - fp64).abs() / fp64 < F32, "{scaling:?}: {fp32} and {fp64}");
+        assert!((fp32 - unscaled).abs() / fp64 > 10.0 * F32, "{scaling:?} changes nothing");
+    }
+}
+
+/// Compares loss and gradients of layers and plain model.
+fn check_plain(name: &str, fixture: &Fixture) {
     // Two ways of writing one f64 computation, so only the order of sums differs.
     const SAME: f64 = 1e-12;
-    for name in NAMES {
-        let fixture = Fixture::load(name);
-        let subject = Subject::new(&fixture, Kind::Double, Recompute::None);
-        let loss = subject.forward_backward(fixture.get("tokens"), Round::only());
-        let weights = fixture.params().into_iter();
-        let weights =
-            weights.map(|(name, weight)| (name, weight.set_requires_grad(true))).collect();
-        let plain = PlainModel::new(&fixture.config).loss_sum(&weights, fixture.get("tokens"));
-        plain.backward();
-        assert!((plain.double_value(&[]) - loss).abs() / loss < SAME, "{name}: loss");
-        for (param, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
-            let error = relative_error(&grad, &weights[&param].grad());
-            assert!(error < SAME, "{name}: the gradients of {param} differ by {error:e}");
-        }
+    let subject = Subject::new(fixture, Kind::Double, Recompute::None);
+    let loss = subject.forward_backward(fixture.get("tokens"), Round::only());
+    let weights = fixture.params().into_iter();
+    let weights = weights.map(|(name, weight)| (name, weight.set_requires_grad(true))).collect();
+    let plain = PlainModel::new(&fixture.config).loss_sum(&weights, fixture.get("tokens"));
+    plain.backward();
+    assert!((plain.double_value(&[]) - loss).abs() / loss < SAME, "{name}: loss");
+    for (param, grad) in by_name(&subject.state.units, |unit| &unit.grads) {
+        let error = relative_error(&grad, &weights[&param].grad());
+        assert!(error < SAME, "{name}: the gradients of {param} differ by {error:e}");
     }
 }
 

@@ -4,6 +4,7 @@ mod ckpt;
 mod coordinates;
 mod data;
 mod exchange;
+mod grow;
 mod replay;
 mod shown;
 mod tokenize;
@@ -52,6 +53,8 @@ pub enum Command {
     Plan(Configured),
     /// Turn text into a token file, or files into a folder of shards.
     Tokenize(Tokenize),
+    /// Make a larger model from a smaller one.
+    Grow(grow::Grow),
     /// Make a tokenizer.
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),

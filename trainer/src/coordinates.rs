@@ -88,6 +88,7 @@ fn one_step(
     let norm = squared.sqrt() / count;
     let clip = if recipe.clip_norm > 0.0 { clip_scale(norm, recipe.clip_norm) } else { 1.0 };
     let update = Update {
+        count_offsets: &std::collections::BTreeMap::new(),
         rules: &recipe.rules,
         kernels: recipe.kernels(),
         groups: &recipe.groups,

@@ -257,6 +257,9 @@ pub enum Error {
     /// The parallel room's.
     #[error(transparent)]
     Parallel(#[from] grove_parallel::Error),
+    /// The growth module's.
+    #[error(transparent)]
+    Growth(#[from] crate::growth::Error),
     /// The checkpoint module's.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
@@ -307,6 +310,7 @@ impl Error {
                 | Self::MixedDevices { .. }
                 | Self::PlanChanged { .. }
                 | Self::DataChanged { .. }
+                | Self::Growth(_)
         )
     }
 }

@@ -9,6 +9,7 @@ use crate::config::{Meaning, OnChange, Plan};
 use crate::corpus::{self, Data, Difference};
 use crate::error::Error;
 use crate::eval_point::masters_to_average;
+use crate::growth::start;
 use crate::guard::Exclusions;
 use crate::rules::Rules;
 use crate::run_lock::{NotLocked, RunLock};
@@ -176,19 +177,21 @@ pub fn keep_past(
 }
 
 /// Fills the state from a checkpoint, once it is known to belong to this plan and data, or its user
-/// allows what differs. Returns all changes that were ever allowed, oldest first.
+/// allows what differs; grown, where it is the last of its stage. `stages` are the plans of all
+/// stages of the run. Returns all changes that were ever allowed, oldest first.
 ///
 /// # Errors
 /// If the plan means another run, the data is other data, or the tensors do not fit.
 pub fn resume(
-    plan: &Plan,
+    stages: &[Plan],
     data: &Data,
     (state, rules): (&mut RunState, &Rules),
     checkpoint: &Checkpoint,
 ) -> Result<Vec<AllowedChange>, Error> {
     let saved = checkpoint.run_state();
+    let (of, after) = (stages[0].stage_of(saved.step), stages[0].stage_after(saved.step));
+    let (before, plan) = (Plan::from_toml(&saved.plan_toml)?, &stages[of]);
     let is_allowed = |meaning| plan.checkpoint.allow_changes.contains(&meaning);
-    let before = Plan::from_toml(&saved.plan_toml)?;
     let changes = before.meaning_changes(plan, saved.step);
     let (allowed, refused): (Vec<_>, Vec<_>) =
         changes.into_iter().partition(|change| is_allowed(change.meaning));
@@ -205,6 +208,15 @@ pub fn resume(
         }
         allowed.push(format!("the training data: {expected} -> {found}"));
     }
+    let mut history = saved.allowed_changes.clone();
+    if !allowed.is_empty() {
+        history.push(AllowedChange { step: saved.step, changes: allowed });
+    }
+    if of < after {
+        let entered = &stages[0].growth[of..after];
+        start::enter_stages(entered, (state, rules), checkpoint, plan.seed)?;
+        return Ok(history);
+    }
     let resets =
         plan.optim.on_change == OnChange::Reset && !before.optim.keeps_state_of(&plan.optim);
     let optimizer = if resets { Optimizer::Restarted } else { Optimizer::Resumed };
@@ -213,10 +225,6 @@ pub fn resume(
         masters_to_average(&state.units, checkpoint.optimizer(), beta1)?;
         state.restart_optimizer();
         state.round_masters();
-    }
-    let mut history = saved.allowed_changes.clone();
-    if !allowed.is_empty() {
-        history.push(AllowedChange { step: saved.step, changes: allowed });
     }
     Ok(history)
 }

@@ -17,6 +17,7 @@ pub mod eval_point;
 pub mod exchange;
 pub mod folder;
 pub mod gradients;
+pub mod growth;
 pub mod guard;
 pub mod job;
 pub mod kernel;

@@ -60,7 +60,7 @@ impl LoadedModel {
         let decoder = Decoder::new(compute, &config, options);
         let state = RunState::allocate_working(compute, decoder.units())?;
         saving::load_working(&state.units, &TensorFile::open_model(&folder)?)?;
-        let tokenizer = find_tokenizer(&folder)?;
+        let tokenizer = tokenizer_of(&folder)?;
         Ok(Self { decoder, state, folder, tokenizer })
     }
 
@@ -100,8 +100,12 @@ impl LoadedModel {
     }
 }
 
-/// The tokenizer's files in the folder itself, else what the run's plan says.
-fn find_tokenizer(folder: &Path) -> Result<Option<Wanted>, Error> {
+/// How the tokens of the model in a folder are made: by the tokenizer's files in the folder itself,
+/// else as the run's plan says; `None` if neither tells.
+///
+/// # Errors
+/// If the plan in the checkpoint cannot be read.
+pub fn tokenizer_of(folder: &Path) -> Result<Option<Wanted>, Error> {
     if ["tokenizer.json", "vocab.json"].iter().any(|name| folder.join(name).exists()) {
         return Ok(Some(Wanted::File(folder.to_owned())));
     }

@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             command.plan().and_then(|plan| Ok(write!(out, "{}", plan.to_toml())?))
         }
         Command::Tokenize(command) => command.run(out),
+        Command::Grow(command) => command.run(out),
         Command::Tokenizer(command) => command.run(out),
         Command::Data(command) => command.run(out),
         Command::Sample(command) => command.run(out),

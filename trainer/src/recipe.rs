@@ -56,6 +56,14 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
     })
 }
 
+/// The update rules of a plan.
+///
+/// # Errors
+/// If one refuses a hyper-parameter.
+pub fn rules_of(plan: &Plan) -> Result<Rules, Error> {
+    rules(plan, &plan.model.spec().scaling)
+}
+
 /// The kernels of the element-wise rules, where masters live on a GPU.
 fn kernels(
     plan: &Plan,

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
+use crate::growth::start;
 use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
@@ -31,7 +32,6 @@ use crate::saver::Saver;
 use crate::sharding::Sharding;
 use crate::signals::StopRequest;
 use crate::snapshot::Snapshot;
-use crate::starting;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{Word, agree_on, agree_to_stop};
@@ -80,31 +80,59 @@ pub fn train_watched(
     seat: (&str, &Pulse),
 ) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
-    let Some(mut run) = Run::open(plan, compute, (collective, seat), stop)? else {
-        return Ok(Ending::Interrupted);
-    };
-    let mut ending = run.steps();
-    if matches!(ending, Ok(Ending::Finished))
-        && let Err(error) = run.sample()
-    {
-        ending = Err(error);
+    start::check_stages(plan)?;
+    let (mut plan, mut compute) = (plan.clone(), compute);
+    loop {
+        let plans: Vec<Plan> = (0..=plan.growth.len()).map(|stage| plan.at_stage(stage)).collect();
+        let Some(run) = Run::open(&plans, compute, (collective, seat), stop)? else {
+            return Ok(Ending::Interrupted);
+        };
+        let is_last = run.end == plan.run.steps;
+        match run.finish_stage()? {
+            (Ending::Finished, returned) if !is_last => compute = returned,
+            (ending, _) => return Ok(ending),
+        }
+        // The next stage goes on from the checkpoint of this one's last step.
+        plan.checkpoint.resume = true;
     }
-    if matches!(ending, Err(Error::Tripped { .. }))
-        && let Err(error) = run.finish_save()
-    {
-        run.sinks.progress().warn(&error.to_string());
+}
+
+impl Run<'_> {
+    /// The stage's steps and what comes after the last one; gives back what the next stage computes
+    /// with.
+    fn finish_stage(mut self) -> Result<(Ending, Compute), Error> {
+        let mut ending = self.steps();
+        if matches!(ending, Ok(Ending::Finished))
+            && self.end == self.plan.run.steps
+            && let Err(error) = self.sample()
+        {
+            ending = Err(error);
+        }
+        if matches!(ending, Err(Error::Tripped { .. }))
+            && let Err(error) = self.finish_save()
+        {
+            self.sinks.progress().warn(&error.to_string());
+        }
+        self.say_costs();
+        self.sinks.finish();
+        match ending {
+            Ok(ending) => Ok((ending, self.recipe.compute)),
+            Err(error) => {
+                // Its groups would wait for peers, who wait to be told.
+                std::mem::forget(self);
+                Err(error)
+            }
+        }
     }
-    run.say_costs();
-    run.sinks.finish();
-    if ending.is_err() {
-        // Its groups would wait for peers, who wait to be told.
-        std::mem::forget(run);
-    }
-    ending
 }
 
 struct Run<'a> {
+    /// The plans of all stages in which the model grows.
+    plans: &'a [Plan],
+    /// The plan of the stage that the run is in.
     plan: &'a Plan,
+    /// The stage's last step.
+    end: u64,
     collective: &'a dyn Collective,
     stop: &'a StopRequest,
     recipe: Recipe,
@@ -134,11 +162,12 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     /// Everything before the first step; `None` if a rank was asked to stop meanwhile.
     fn open(
-        plan: &'a Plan,
+        plans: &'a [Plan],
         compute: Compute,
         (collective, (host, pulse)): (&'a dyn Collective, (&str, &Pulse)),
         stop: &'a StopRequest,
     ) -> Result<Option<Self>, Error> {
+        let plan = &plans[0];
         // Before anything that depends on the plan: ranks of different plans make different calls.
         let program = hashed(env!("GROVE_SOURCE"));
         agree_on(collective, [("the program", program), ("the plan", hashed(&plan.to_toml()))])?;
@@ -148,6 +177,9 @@ impl<'a> Run<'a> {
         if corpus::prepare(plan, collective, stop)? {
             return Ok(None);
         }
+        let resumed_step = resumed.as_ref().map_or(0, |checkpoint| checkpoint.run_state().step);
+        let stage = plan.stage_after(resumed_step);
+        let plan = &plans[stage];
         let mut data = Data::open(plan)?;
         let sharding = Sharding::new(placement(plan, collective), collective)?;
         let recipe = recipe(plan, compute, collective.degree())?;
@@ -155,10 +187,10 @@ impl<'a> Run<'a> {
         let compute = &recipe.compute;
         let allowed_changes = match &resumed {
             Some(checkpoint) => {
-                folder::resume(plan, &data, (&mut state, &recipe.rules), checkpoint)?
+                folder::resume(plans, &data, (&mut state, &recipe.rules), checkpoint)?
             }
             None => {
-                starting::start(plan, compute, &mut state)?;
+                start::start(plan, compute, (&mut state, &recipe.rules))?;
                 Vec::new()
             }
         };
@@ -180,11 +212,13 @@ impl<'a> Run<'a> {
             batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
             saver: saves::saver(plan, collective)?,
             saves: Saves::after(state.step),
+            end: plan.end_of_stage(stage),
             sinks: open_sinks(plan, collective, state.step)?,
             data,
             allowed_changes,
             clock: Clock::showing(pulse.clone(), beacon),
             energy: EnergyMeter::start(),
+            plans,
             plan,
             collective,
             stop,
@@ -207,7 +241,7 @@ impl<'a> Run<'a> {
         if agree_to_stop(self.collective, self.stop)? {
             return self.interrupt();
         }
-        while self.state.step < self.plan.run.steps {
+        while self.state.step < self.end {
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
             if self.plan.profile.covers(self.state.step + 1) {
@@ -244,7 +278,7 @@ impl<'a> Run<'a> {
     }
 
     fn eval_is_due(&self) -> bool {
-        let last = self.state.step == self.plan.run.steps;
+        let last = self.state.step == self.end;
         self.plan.eval.is_some_and(|eval| last || is_due(self.state.step, eval.every))
     }
 

@@ -143,7 +143,7 @@ pub fn small_files(
     allowed_changes: &[AllowedChange],
 ) -> Result<SmallFiles, checkpoint::Error> {
     let parameter_steps: BTreeMap<_, _> =
-        state.params().map(|(_, _, param)| (param.name.clone(), state.num_updates())).collect();
+        state.params().map(|(_, _, p)| (p.name.clone(), state.updates_of(&p.name))).collect();
     let run_state = RunStateRecord {
         step: state.step,
         num_tokens: state.num_tokens,
@@ -199,6 +199,10 @@ pub fn load(
     let saved = checkpoint.run_state();
     (state.step, state.num_tokens, state.flops) = (saved.step, saved.num_tokens, saved.total_flops);
     state.history = History::from_record(&saved.guard);
+    // New state has seen no update.
+    let count = |count| if optimizer == Optimizer::Resumed { count } else { 0 };
+    let counts = saved.parameter_steps.iter().map(|(name, &steps)| (name, count(steps)));
+    state.set_updates(counts);
     state.round_masters();
     Ok(())
 }

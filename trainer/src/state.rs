@@ -1,5 +1,6 @@
 //! Everything a run is between two steps: this rank's part of the units' buffers, and the counters.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use grove_optim::{Start, StateKind, StateSpec, Storage};
@@ -143,6 +144,9 @@ pub struct RunState {
     pub num_tokens: u64,
     /// Floating-point operations spent, all ranks together.
     pub flops: u128,
+    /// By how many a parameter's own count of updates differs from `num_updates`, for those where it does:
+    /// parameters of a grown model.
+    pub count_offsets: BTreeMap<String, i64>,
 }
 
 impl RunState {
@@ -178,7 +182,14 @@ impl RunState {
     }
 
     fn at_start(units: Vec<UnitState>) -> Self {
-        Self { units, step: 0, history: History::default(), num_tokens: 0, flops: 0 }
+        Self {
+            units,
+            step: 0,
+            history: History::default(),
+            num_tokens: 0,
+            flops: 0,
+            count_offsets: BTreeMap::new(),
+        }
     }
 
     /// Zeroes masters and optimizer state and sets the counters back: as it was allocated.
@@ -189,6 +200,7 @@ impl RunState {
         }
         (self.step, self.num_tokens, self.flops) = (0, 0, 0);
         self.history = History::default();
+        self.count_offsets.clear();
     }
 
     /// Counts a step of so many tokens without its update.
@@ -241,6 +253,19 @@ impl RunState {
         for unit in &self.units {
             unit.owned_working().copy_(&unit.masters);
         }
+    }
+
+    /// Updates that a parameter has had.
+    pub fn updates_of(&self, name: &str) -> u64 {
+        self.num_updates().saturating_add_signed(self.count_offsets.get(name).copied().unwrap_or(0))
+    }
+
+    /// Notes how many updates each parameter has had, at the present step.
+    pub fn set_updates<'a>(&mut self, counts: impl Iterator<Item = (&'a String, u64)>) {
+        let done = self.num_updates() as i64;
+        let offset = |count: u64| count as i64 - done;
+        let offsets = counts.map(|(name, count)| (name.clone(), offset(count)));
+        self.count_offsets = offsets.filter(|(_, offset)| *offset != 0).collect();
     }
 
     /// Every parameter with its unit, in execution order.

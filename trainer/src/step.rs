@@ -140,6 +140,7 @@ pub fn train_step(
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
     clock.enter(Phase::Optim);
+    let count_offsets = state.count_offsets.clone();
     let update = Update {
         rules: &recipe.rules,
         kernels: recipe.kernels(),
@@ -148,6 +149,7 @@ pub fn train_step(
         weight_decay: recipe.weight_decay.multiplier(state.step),
         grad_scale: clip / num_tokens_f64,
         step: state.num_updates() + 1,
+        count_offsets: &count_offsets,
         averaging_weight: recipe.schedule.averaging_weight(state.step),
         seed: recipe.seed,
     };

@@ -3,7 +3,7 @@
 //! Each rank works on what it owns, in pieces that lie within one parameter. Neither the norm's
 //! sum nor the update depends on where shards and pieces are cut.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use grove_optim::{
     DecayOrder, Elements, Groups, Kernels, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice,
@@ -47,6 +47,8 @@ pub struct Update<'a> {
     pub grad_scale: f64,
     /// Number of the update, from 1.
     pub step: u64,
+    /// What is added to it for parameters with a count of their own.
+    pub count_offsets: &'a BTreeMap<String, i64>,
     /// Weight of this step's iterate in schedule-free's average.
     pub averaging_weight: f64,
     /// The run's seed, for states that are rounded at random.
@@ -339,6 +341,12 @@ fn update_tensors(
 }
 
 impl<'a> Update<'a> {
+    /// Number of the update for a parameter, from 1.
+    fn step_of(&self, param: &ParamSpec) -> u64 {
+        let offset = self.count_offsets.get(&param.name).copied().unwrap_or(0);
+        self.step.saturating_add_signed(offset)
+    }
+
     /// What becomes of a parameter's gradient, and its numbers.
     fn of(&self, param: &ParamSpec) -> (Step<'a>, Scalars) {
         if let Some((rule, _)) = self.rules.taken_whole(param) {
@@ -348,7 +356,7 @@ impl<'a> Update<'a> {
         let step = StepNumbers {
             lr: self.lr * self.rules.rest_lr_ratio(),
             grad_scale: self.grad_scale,
-            step: self.step,
+            step: self.step_of(param),
             averaging_weight: self.averaging_weight,
             rounding_seed: u64::from_le_bytes(std::array::from_fn(|i| key[i])),
         };

@@ -38,6 +38,8 @@ fn known_and_typed(settings: &Settings) -> Vec<ConfigError> {
         if let Some(key) = schema::find(path) {
             if let Some(expected) = mismatch(key.kind, &setting.value) {
                 problems.push(wrong(path, expected, described(&setting.value)));
+            } else if key.kind == Kind::Stages {
+                problems.extend(super::stages::problems(&setting.value, &origin));
             } else if let Kind::Tables(keys) = key.kind {
                 problems.extend(tables::problems((path, keys), &setting.value, &origin));
             }
@@ -79,6 +81,7 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         Kind::Words(words) => value.as_array().is_some_and(|list| {
             list.iter().all(|word| word.as_str().is_some_and(|word| words.contains(&word)))
         }),
+        Kind::Stages => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
         Kind::Weights => value.as_table().is_some_and(|t| t.iter().all(|(_, v)| is_number(v))),
         Kind::Tables(_) => value.as_array().is_some_and(|v| v.iter().all(Value::is_table)),
     };
@@ -97,7 +100,7 @@ fn is_number(value: &Value) -> bool {
     value.is_integer() || value.as_float().is_some_and(f64::is_finite)
 }
 
-fn type_name(kind: Kind) -> String {
+pub(super) fn type_name(kind: Kind) -> String {
     match kind {
         Kind::Count => "an integer of at least 0".to_owned(),
         Kind::Number => "a finite number".to_owned(),
@@ -108,6 +111,7 @@ fn type_name(kind: Kind) -> String {
         Kind::Text => "a string".to_owned(),
         Kind::InputPath => "the path of a file".to_owned(),
         Kind::Tokenizer => "\"bytes\" or the path of a file".to_owned(),
+        Kind::Stages => "tables [[growth]]".to_owned(),
         Kind::OneOf(words) => {
             let quoted: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
             quoted.join(" or ")
@@ -220,6 +224,20 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
+        Applies::RopeType(types) => {
+            let key = "model.rope_scaling.rope_type";
+            let own = word(key, "");
+            let because = if own.is_empty() {
+                format!("{key} is not set")
+            } else {
+                format!("{key} = {own:?}")
+            };
+            blocked(types.contains(&own), key, because)
+        }
+        Applies::From => {
+            let some = settings.by_path.contains_key("init.from");
+            blocked(some, "init.from", "init.from is not set".to_owned())
+        }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
             let rest = settings.number("optim.rest.weight_decay").unwrap_or(0.0);

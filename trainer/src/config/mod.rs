@@ -23,6 +23,7 @@ mod plan;
 mod resolve;
 mod run_config;
 mod schema;
+mod stages;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -34,11 +35,12 @@ pub use changes::{Change, how_to_allow};
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
-    DataSource, DecayShape, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan, GuardPlan,
-    Home, InitPlan, Meaning, MemoryPlan, MetricsPlan, MuonPlan, OnChange, OptimPlan, Packing,
-    ParallelPlan, PhaseMode, Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction,
-    RestPlan, Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit,
-    SoapPlan, SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan,
+    DataSource, DecayShape, DepthGrowth, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan,
+    GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan, InitScheme, Meaning, MemoryPlan,
+    MetricsPlan, MomentGrowth, MuonPlan, OnChange, OptimPlan, Packing, ParallelPlan, PhaseMode,
+    Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction, ResidualGrowth, RestPlan,
+    Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan,
+    SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
 };
 use run_config::RunConfig;
 

@@ -19,7 +19,11 @@ use crate::model::config::{ModelConfig, Precision};
 pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
-pub use init::InitPlan;
+pub use init::{
+    DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, ResidualGrowth,
+    WidthGrowth,
+};
+pub(in crate::config) use optim::decays;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 pub use whole::{
@@ -74,6 +78,9 @@ pub struct Plan {
     /// The text drawn at the end of the run; none if not wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<SamplePlan>,
+    /// The stages in which the model grows, in order; `model` is the one before them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<GrowthStage>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }

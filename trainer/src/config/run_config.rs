@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use toml::Table;
 
 use super::check::check;
 use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
+use super::stages::{GrowthStageTable, InitTable};
 use super::{
     Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode, Policy, Probe,
     Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale,
@@ -29,6 +31,11 @@ pub(super) struct RunConfig {
     pub(super) model: ModelTable,
     #[serde(default)]
     pub(super) init: InitTable,
+    #[serde(default)]
+    pub(super) growth: Vec<GrowthStageTable>,
+    /// `[model]` as written, which stages change.
+    #[serde(skip)]
+    pub(super) written_model: Table,
     #[serde(default)]
     pub(super) data: DataTable,
     pub(super) batch: BatchTable,
@@ -69,11 +76,13 @@ impl RunConfig {
             return Err(ConfigErrors { problems });
         }
         let table = settings.to_table();
+        let written_model = table.get("model").and_then(|model| model.as_table().cloned());
         let mut config: Self = table.try_into().map_err(|error: toml::de::Error| {
             let message = error.message().to_owned();
             ConfigError::SchemaBehind { path: file.to_owned(), message }
         })?;
         config.file = file.to_owned();
+        config.written_model = written_model.unwrap_or_default();
         Ok(config)
     }
 }
@@ -100,6 +109,7 @@ pub(super) struct ModelTable {
     pub(super) max_position_embeddings: Option<usize>,
     pub(super) rms_norm_eps: Option<f64>,
     pub(super) rope_theta: Option<f64>,
+    pub(super) rope_scaling: Option<RopeTable>,
     #[serde(rename = "hidden_act")]
     pub(super) _hidden_act: Option<String>,
     pub(super) n_positions: Option<usize>,
@@ -118,17 +128,21 @@ pub(super) struct ModelTable {
     pub(super) base_num_hidden_layers: Option<usize>,
 }
 
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RopeTable {
+    pub(super) rope_type: Option<String>,
+    pub(super) factor: Option<f64>,
+    pub(super) original_max_position_embeddings: Option<usize>,
+    pub(super) beta_fast: Option<f64>,
+    pub(super) beta_slow: Option<f64>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Family {
     Llama,
     Gpt2,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct InitTable {
-    pub(super) from: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     OneOf(&'static [&'static str]),
     /// A list of any of these words.
     Words(&'static [&'static str]),
+    /// An array of tables, the stages of a run; see [`super::stages`].
+    Stages,
     /// Numbers by name.
     Weights,
     /// An array of tables with these keys, whose paths are their names alone.
@@ -72,6 +74,10 @@ pub(super) enum Applies {
     OwnHead,
     /// With weight decay at all.
     Decay,
+    /// With a model to start from.
+    From,
+    /// With one of these `model.rope_scaling.rope_type`s.
+    RopeType(&'static [&'static str]),
     /// With spikes looked for.
     Spikes,
     /// Where a step that goes wrong may not end the run.
@@ -117,13 +123,13 @@ impl Key {
 }
 
 use Applies::{
-    Biases, Decay, DecayShape, Documents, Family, GoesOn, Mixture, Mode, OneSource, OwnHead,
-    Parametrization, Phase, Ramp, RandomSampling, Rewinds, Rule, Sampling, Schedule, Spikes,
-    Validation,
+    Biases, Decay, DecayShape, Documents, Family, From, GoesOn, Mixture, Mode, OneSource, OwnHead,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Schedule,
+    Spikes, Validation,
 };
 use Kind::{
-    Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Tables, Text, Tokenizer, Weights,
-    Words,
+    Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Tables, Text, Tokenizer,
+    Weights, Words,
 };
 
 const LLAMA: Applies = Family("llama");
@@ -219,6 +225,11 @@ pub(super) const KEYS: &[Key] = &[
     key("model.max_position_embeddings", Count, "the longest sequence in tokens").only(LLAMA),
     key("model.rms_norm_eps", Number, "the epsilon of RMSNorm").only(LLAMA),
     key("model.rope_theta", Number, "the base of the rotary frequencies").only(LLAMA),
+    key("model.rope_scaling.rope_type", OneOf(&["linear", "yarn"]), "how rotary frequencies are scaled").only(LLAMA),
+    key("model.rope_scaling.factor", Number, "how many times as long the context becomes").only(LLAMA).and(RopeType(&["linear", "yarn"])),
+    key("model.rope_scaling.original_max_position_embeddings", Count, "the context before, in tokens").only(LLAMA).and(RopeType(&["yarn"])),
+    key("model.rope_scaling.beta_fast", Number, "turns above which frequencies stay").only(LLAMA).and(RopeType(&["yarn"])),
+    key("model.rope_scaling.beta_slow", Number, "turns below which frequencies are scaled whole").only(LLAMA).and(RopeType(&["yarn"])),
     key("model.hidden_act", OneOf(&["silu"]), "the MLP's activation").only(LLAMA),
     key("model.n_positions", Count, "the longest sequence in tokens").only(GPT2),
     key("model.n_embd", Count, "the width of the residual stream").only(GPT2).required(),
@@ -234,7 +245,14 @@ pub(super) const KEYS: &[Key] = &[
     key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
     key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
 
-    key("init.from", InputPath, "a model whose weights the run starts from"),
+    key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero"]), "how initial weights are drawn"),
+    key("init.from", InputPath, "the folder of a model to start from"),
+    key("init.growth.depth", OneOf(&["stack", "interpolate", "zero_insert", "identity_insert", "lemon"]), "where added blocks come from").only(From),
+    key("init.growth.width", OneOf(&["equal", "uneven", "aki"]), "how copies share what they read").only(From),
+    key("init.growth.residual", OneOf(&["copy", "zero_pad"]), "what new residual channels hold").only(From),
+    key("init.growth.split_std", Number, "the deviation of an uneven split, in that of initial weights").only(From),
+    key("init.growth.learn_steps", Count, "the steps in which the map is learned, 0 for none").only(From),
+    key("init.growth.moments", OneOf(&["map", "zero", "fresh"]), "what becomes of the optimizer's state").only(From),
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
@@ -359,6 +377,8 @@ pub(super) const KEYS: &[Key] = &[
     key("sample.prompt", Text, "the text that a sample continues").only(Sampling),
     key("sample.temperature", Number, "the divisor of the logits, 0 for the largest").only(Sampling),
     key("sample.top_k", Count, "how many of the largest logits to draw from, 0 for all").only(Sampling).and(RandomSampling),
+
+    key("growth", Stages, "tables [[growth]], one for each stage in which the model grows"),
 ];
 
 /// Pairs of which at most one key may be set.

@@ -76,13 +76,21 @@ impl Rope {
         let frequencies: Vec<f64> = (0..head_dim / 2)
             .map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64))
             .collect();
+        Self::with_frequencies(&frequencies, 1.0, num_positions)
+    }
+
+    /// The same for other frequencies, in radians a position, one a pair; cosines and sines are
+    /// multiplied by `scale`.
+    #[must_use]
+    pub fn with_frequencies(frequencies: &[f64], scale: f64, num_positions: usize) -> Self {
+        let head_dim = 2 * frequencies.len();
         let mut cos = Vec::with_capacity(num_positions * frequencies.len());
         let mut sin = Vec::with_capacity(num_positions * frequencies.len());
         for position in 0..num_positions {
-            for frequency in &frequencies {
+            for frequency in frequencies {
                 let (s, c) = (position as f64 * frequency).sin_cos();
-                cos.push(c as f32);
-                sin.push(s as f32);
+                cos.push((c * scale) as f32);
+                sin.push((s * scale) as f32);
             }
         }
         Self { cos, sin, head_dim }

@@ -9,6 +9,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use super::rope_scaling::RopeScaling;
 pub use super::scaling::{Parametrization, Scaling};
 pub use spec::{DecoderSpec, Mlp, NormKind, Position};
 
@@ -116,6 +117,9 @@ pub struct LlamaConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are scaled for a longer context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of the initial weights.
@@ -213,7 +217,7 @@ impl LlamaConfig {
             intermediate_size: self.intermediate_size,
             norm: NormKind::Rms,
             eps: self.rms_norm_eps,
-            position: Position::Rotary { theta: self.rope_theta },
+            position: Position::Rotary { theta: self.rope_theta, scaling: self.rope_scaling },
             mlp: Mlp::SwiGlu,
             bias: false,
             tied: self.tie_word_embeddings,
@@ -276,6 +280,15 @@ impl LlamaConfig {
                 found: self.num_key_value_heads.to_string(),
                 problem: format!("does not divide num_attention_heads = {heads}"),
                 remedy: format!("use one of its divisors ({})", divisors_in_words(heads)),
+            });
+        }
+        let factor = self.rope_scaling.map_or(1.0, |scaling| scaling.factor());
+        if !(factor >= 1.0 && factor.is_finite()) {
+            found.push(ModelConfigError::Invalid {
+                key: "rope_scaling.factor".to_owned(),
+                found: format!("{factor:?}"),
+                problem: "is not a factor by which a context grows".to_owned(),
+                remedy: "use 1.0 or more".to_owned(),
             });
         }
         if !self.head_dim.is_multiple_of(2) {

@@ -8,6 +8,7 @@ use super::config::{DecoderSpec, ModelConfig, Position};
 use super::embedding::Positions;
 use super::head::Head;
 use super::norm::Norm;
+use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
 use super::segments::Segments;
 use super::units::{NormIndex, UnitMap, UnitSpec};
@@ -45,8 +46,9 @@ impl Decoder {
         let UnitMap { units, block } = UnitMap::new(config);
         let norm = |index| Norm { kind: spec.norm, eps: spec.eps, index };
         let rotary = match spec.position {
-            Position::Rotary { theta } => {
-                Some(Rotary::new(compute, &spec, theta, options.sequence_length))
+            Position::Rotary { theta, scaling } => {
+                let (pairs, scale) = frequencies(spec.head_dim, theta, scaling.as_ref());
+                Some(Rotary::new(compute, &spec, (&pairs, scale), options.sequence_length))
             }
             Position::Learned { .. } => None,
         };

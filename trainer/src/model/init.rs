@@ -26,15 +26,48 @@ pub fn fill(seed: u64, param: &ParamSpec, values: &mut [f64]) {
         Init::Normal(std) => {
             let mut rng = generator(seed, &param.name);
             for pair in values.chunks_mut(2) {
-                let radius = std * (-2.0 * open_uniform(&mut rng).ln()).sqrt();
-                let angle = std::f64::consts::TAU * open_uniform(&mut rng);
-                pair[0] = radius * angle.cos();
-                if let Some(second) = pair.get_mut(1) {
-                    *second = radius * angle.sin();
+                let drawn = normal_pair(&mut rng, std);
+                pair.copy_from_slice(&drawn[..pair.len()]);
+            }
+        }
+        Init::TruncatedNormal { std, deviations } => {
+            let mut rng = generator(seed, &param.name);
+            let bound = std * deviations;
+            for value in values {
+                let drawn = std::iter::repeat_with(|| normal_pair(&mut rng, std)[0]);
+                let kept = drawn.into_iter().find(|drawn| drawn.abs() <= bound);
+                *value = kept.expect("the iterator does not end");
+            }
+        }
+        Init::Identity { blocks, transposed } => {
+            let [first, second] = [param.shape[0] as usize, param.shape[1] as usize];
+            let (rows, columns) = if transposed { (second, first) } else { (first, second) };
+            let block_rows = rows / blocks;
+            for row in 0..rows {
+                for column in 0..columns {
+                    let at = if transposed { column * rows + row } else { row * columns + column };
+                    values[at] = identity_entry((block_rows, columns), (row % block_rows, column));
                 }
             }
         }
     }
+}
+
+/// Two independent normal values of mean 0.
+fn normal_pair(rng: &mut ChaCha8Rng, std: f64) -> [f64; 2] {
+    let radius = std * (-2.0 * open_uniform(rng).ln()).sqrt();
+    let angle = std::f64::consts::TAU * open_uniform(rng);
+    [radius * angle.cos(), radius * angle.sin()]
+}
+
+/// An entry of [`Init::Identity`]. Taller than wide, with `p` the power of two that holds the rows:
+/// `H_p / sqrt(p)`, in Sylvester's order `H[i, j] = (-1)^popcount(i & j)`.
+fn identity_entry((rows, columns): (usize, usize), (row, column): (usize, usize)) -> f64 {
+    if rows <= columns {
+        return f64::from(u8::from(row == column));
+    }
+    let scale = (rows.next_power_of_two() as f64).sqrt().recip();
+    if (row & column).count_ones().is_multiple_of(2) { scale } else { -scale }
 }
 
 /// A uniform value in (0, 1], from 53 random bits.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 use super::config::{DecoderSpec, Mlp, ModelConfig, NormKind, Position};
+use super::rope_scaling::frequencies;
 use super::segments::Segments;
 use super::units::{BlockIndex, NormIndex, Orientation, Projection, UnitMap, UnitSpec};
 
@@ -138,9 +139,10 @@ impl PlainModel {
         let heads = qkv.view([b, s, n + 2 * k, self.spec.head_dim as i64]).transpose(1, 2);
         let part = |first, count| heads.narrow(1, first, count);
         let (mut q, mut keys, values) = (part(0, n), part(n, k), part(n + k, k));
-        if let Position::Rotary { theta } = self.spec.position {
+        if let Position::Rotary { theta, scaling } = self.spec.position {
             let positions = segments.position_ids().view([b, 1, s]);
-            (q, keys) = (rotate(&q, &positions, theta), rotate(&keys, &positions, theta));
+            let turns = frequencies(self.spec.head_dim, theta, scaling.as_ref());
+            (q, keys) = (rotate(&q, &positions, &turns), rotate(&keys, &positions, &turns));
         }
         let spread = |t: &Tensor| t.repeat_interleave_self_int(n / k, 1, None);
         let scores = q.matmul(&spread(&keys).transpose(2, 3)) * self.spec.scaling.attention;
@@ -177,13 +179,11 @@ impl<'a> Named<'a> {
 
 /// Rotates heads `[B, N, S, H]` by the angles of their positions `[B, 1, S]`, with complex numbers rather than the
 /// half-split products of the layers beside.
-fn rotate(heads: &Tensor, positions: &Tensor, theta: f64) -> Tensor {
-    let (_, _, _, h) = heads.size4().expect("heads are [B, N, S, H]");
-    let options = (heads.kind(), heads.device());
-    let exponents = Tensor::arange_start_step(0, h, 2, options) / h as f64;
-    let frequencies = (exponents * -theta.ln()).exp();
-    let angles = positions.to_kind(heads.kind()).unsqueeze(-1) * frequencies;
-    let turns = Tensor::polar(&angles.ones_like(), &angles);
+fn rotate(heads: &Tensor, positions: &Tensor, (frequencies, scale): &(Vec<f64>, f64)) -> Tensor {
+    let (kind, device) = (heads.kind(), heads.device());
+    let frequencies = Tensor::from_slice(frequencies).to_device(device).to_kind(kind);
+    let angles = positions.to_kind(kind).unsqueeze(-1) * frequencies;
+    let turns = Tensor::polar(&angles.full_like(*scale), &angles);
     let pairs = heads.chunk(2, -1);
     let turned = Tensor::complex(&pairs[0], &pairs[1]) * turns;
     Tensor::cat(&[turned.real(), turned.imag()], -1)

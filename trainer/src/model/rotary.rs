@@ -32,14 +32,18 @@ pub enum Turn {
 }
 
 impl Rotary {
-    /// Tables for `sequence_length` positions: angle of position `t`, pair `i` is
-    /// `t * theta^(-2 i / head_dim)`, computed in f64.
-    pub fn new(compute: &Compute, spec: &DecoderSpec, theta: f64, sequence_length: usize) -> Self {
+    /// Tables for `sequence_length` positions: the angle of position `t`, pair `i` is `t` times the
+    /// pair's frequency, computed in f64. `frequencies` come with the factor on cosines and sines.
+    pub fn new(
+        compute: &Compute,
+        spec: &DecoderSpec,
+        (frequencies, scale): (&[f64], f64),
+        sequence_length: usize,
+    ) -> Self {
         let head_dim = spec.head_dim as i64;
         let options = (Kind::Double, tch::Device::Cpu);
-        let exponents = Tensor::arange_start_step(0, head_dim, 2, options) / head_dim as f64;
-        let frequencies = (exponents * -theta.ln()).exp();
-        let angles = Tensor::arange(sequence_length as i64, options).outer(&frequencies);
+        let pairs = Tensor::from_slice(frequencies);
+        let angles = Tensor::arange(sequence_length as i64, options).outer(&pairs);
         let place = |table: Tensor| table.to_kind(compute.accumulation()).to_device(compute.device);
         // The rotation covers the q heads and the k heads, which lie side by side.
         let num_heads = (spec.num_heads + spec.num_kv_heads) as i64;
@@ -48,8 +52,14 @@ impl Rotary {
             num_key_value_heads: spec.num_kv_heads,
             head_dim: spec.head_dim,
         };
-        let kernel = (Rope::new(spec.head_dim, sequence_length, theta), layout);
-        Self { cos: place(angles.cos()), sin: place(angles.sin()), num_heads, head_dim, kernel }
+        let kernel = (Rope::with_frequencies(frequencies, scale, sequence_length), layout);
+        Self {
+            cos: place(angles.cos() * scale),
+            sin: place(angles.sin() * scale),
+            num_heads,
+            head_dim,
+            kernel,
+        }
     }
 
     /// Rotates the q and k heads of a fused `qkv` in place, by their positions in their rows or,

@@ -16,6 +16,21 @@ use super::config::{DecoderSpec, ModelConfig, NormKind, Position};
 pub enum Init {
     /// Independent normal values of mean 0 and this standard deviation.
     Normal(f64),
+    /// The same, drawn again where beyond so many deviations.
+    TruncatedNormal {
+        /// Standard deviation before values beyond the bound are drawn again.
+        std: f64,
+        /// The bound, in deviations.
+        deviations: f64,
+    },
+    /// Ones on the diagonal of a matrix `[out, in]`, or where it is taller than wide the corner of a
+    /// scaled Hadamard matrix (Zhao et al. 2022, arXiv:2110.12661, algorithm 1).
+    Identity {
+        /// Matrices that lie one below the other, each with its own.
+        blocks: usize,
+        /// Whether it is stored as `[in, out]`.
+        transposed: bool,
+    },
     /// All ones.
     Ones,
     /// All zeros.

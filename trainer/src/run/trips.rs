@@ -9,6 +9,7 @@ use crate::config::{Plan, Policy};
 use crate::corpus::place;
 use crate::error::Error;
 use crate::folder;
+use crate::growth::start;
 use crate::guard::Tripped;
 use crate::metrics::RewindRecord;
 use crate::snapshot::Snapshot;
@@ -79,11 +80,12 @@ impl Run<'_> {
                 let lost = || Error::RewindLost { step: self.saved_step() };
                 let checkpoint = Checkpoint::open(&newest.ok_or_else(lost)?.folder)?;
                 let state = (&mut self.state, &self.recipe.rules);
-                folder::resume(self.plan, &self.data, state, &checkpoint)?;
+                folder::resume(self.plans, &self.data, state, &checkpoint)?;
             }
             _ => {
                 self.state.clear();
-                self.state.initialize(&self.recipe.compute, self.plan.seed);
+                let state = (&mut self.state, &self.recipe.rules);
+                start::start(self.plan, &self.recipe.compute, state)?;
             }
         }
         let history = &mut self.state.history;

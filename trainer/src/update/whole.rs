@@ -190,7 +190,7 @@ impl Update<'_> {
     /// The numbers of one parameter that is taken whole.
     pub(super) fn whole_scalars(&self, rule: &WholeRule, param: &ParamSpec) -> Scalars {
         let group = self.groups.of(param.role);
-        let mut scalars = rule.scalars(group, self.lr, self.grad_scale, self.step);
+        let mut scalars = rule.scalars(group, self.lr, self.grad_scale, self.step_of(param));
         scalars.weight_decay *= self.weight_decay;
         scalars
     }

@@ -25,9 +25,19 @@ pub struct OptimPlan {
     pub groups: BTreeMap<Group, GroupPlan>,
 }
 
+/// Whether a rule with this decay, or the rule of what it does not take, makes weights decay.
+pub(in crate::config) fn decays(rule: &Rule, weight_decay: f64) -> bool {
+    weight_decay != 0.0 || rule.rest().is_some_and(|rest| rest.weight_decay != 0.0)
+}
+
 impl OptimPlan {
     /// The rule of a file that names none.
     pub(in crate::config) const DEFAULT_RULE: &'static str = "adamw";
+
+    /// Whether any parameter's weights decay, but for multipliers.
+    pub(in crate::config) fn decays(&self) -> bool {
+        decays(&self.rule, self.weight_decay)
+    }
 
     /// The first beta of schedule-free parameters, if there are any: by it masters and base iterates
     /// give the average.

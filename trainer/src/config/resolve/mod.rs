@@ -4,6 +4,7 @@
 mod checkpoint;
 mod data;
 mod guard;
+mod init;
 mod model;
 mod optim;
 mod schedule;
@@ -14,8 +15,8 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, ConfigErrors};
 use super::plan::{
-    Backend, BatchPlan, DataPlan, Derived, Device, EvalPlan, Home, InitPlan, MemoryPlan,
-    MetricsPlan, ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan, SamplePlan,
+    Backend, BatchPlan, DataPlan, Derived, Device, EvalPlan, Home, MemoryPlan, MetricsPlan,
+    ParallelPlan, Plan, ProfilePlan, Recompute, Reduction, RunPlan, SamplePlan,
 };
 use super::run_config::{MemoryTable, RunConfig, SampleTable};
 use crate::model::config::Precision;
@@ -47,16 +48,15 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
     let data = data::resolve(config, &model, &batch, &mut problems);
     let steps = config.run.steps;
     problems.require(steps > 0, "run.steps", steps, "must be above 0", "train for 1 step or more");
-    let decays = config.optim.weight_decay != Some(0.0);
+    let optim = optim::resolve(&config.optim, &spec, &mut problems);
     let (schedule, cooldown_steps) =
-        schedule::resolve(&config.schedule, steps, decays, &mut problems);
+        schedule::resolve(&config.schedule, steps, optim.decays(), &mut problems);
     let plan = Plan {
         seed: config.seed.unwrap_or(1),
         precision: config.precision.unwrap_or(Precision::Bf16),
         device: config.device.unwrap_or(Device::Auto),
         run: RunPlan { dir: run_dir(config), steps },
-        init: InitPlan { from: config.init.from.clone() },
-        optim: optim::resolve(&config.optim, &spec, &mut problems),
+        optim,
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
         parallel: parallel(config, &mut problems),
@@ -76,6 +76,8 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             cooldown_steps,
             ..tokens(&batch, steps, &mut problems)
         },
+        init: init::resolve(&config.init, &mut problems),
+        growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
         data,
         batch,

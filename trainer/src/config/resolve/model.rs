@@ -1,11 +1,12 @@
 //! The model: defaults of both families, and the rules of its architecture under their full keys.
 
 use super::super::error::ConfigError;
-use super::super::run_config::{Family, ModelTable};
+use super::super::run_config::{Family, ModelTable, RopeTable};
 use super::Problems;
 use crate::model::config::{
     Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, default_head_dim,
 };
+use crate::model::rope_scaling::{BETAS, RopeScaling};
 
 /// The model of a `[model]` table, or `None` if its sizes do not even determine one.
 pub(super) fn resolve(
@@ -25,6 +26,7 @@ pub(super) fn resolve(
         }
     };
     check_base(table, problems);
+    check_rope(table, problems);
     let found = model.problems();
     let is_sound = found.is_empty();
     problems.0.extend(found.into_iter().map(under_model));
@@ -69,6 +71,7 @@ fn llama(table: &ModelTable, sequence_length: usize) -> Result<ModelConfig, Mode
         max_position_embeddings: table.max_position_embeddings.unwrap_or(sequence_length),
         rms_norm_eps: table.rms_norm_eps.unwrap_or(1e-5),
         rope_theta: table.rope_theta.unwrap_or(10_000.0),
+        rope_scaling: table.rope_scaling.as_ref().and_then(rope_scaling),
         tie_word_embeddings: table.tie_word_embeddings.unwrap_or(false),
         initializer_range: table.initializer_range.unwrap_or(0.02),
         parametrization: table.parametrization.unwrap_or_default(),
@@ -98,6 +101,39 @@ fn check_base(table: &ModelTable, problems: &mut Problems) {
             shown,
             format!("needs model.{key}, of the model that the hyper-parameters were tuned at"),
             format!("set model.{key}"),
+        );
+    }
+}
+
+/// The scaling of a table that has all it needs; what is missing is told by [`check_rope`].
+fn rope_scaling(table: &RopeTable) -> Option<RopeScaling> {
+    let factor = table.factor?;
+    match table.rope_type.as_deref()? {
+        "yarn" => Some(RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings: table.original_max_position_embeddings?,
+            beta_fast: table.beta_fast.unwrap_or(BETAS.0),
+            beta_slow: table.beta_slow.unwrap_or(BETAS.1),
+        }),
+        _ => Some(RopeScaling::Linear { factor }),
+    }
+}
+
+/// Refuses a scaling without its numbers.
+fn check_rope(table: &ModelTable, problems: &mut Problems) {
+    let Some(rope) = &table.rope_scaling else { return };
+    let Some(rope_type) = &rope.rope_type else { return };
+    let original = rope.original_max_position_embeddings;
+    for (key, is_there) in [
+        ("factor", rope.factor.is_some()),
+        ("original_max_position_embeddings", original.is_some() || rope_type != "yarn"),
+    ] {
+        problems.require(
+            is_there,
+            "model.rope_scaling.rope_type",
+            format!("{rope_type:?}"),
+            format!("needs model.rope_scaling.{key}"),
+            format!("set model.rope_scaling.{key}"),
         );
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, RuleName};
+use super::super::plan::{Group, GroupPlan, OptimPlan, Rule, RuleName, decays};
 use super::super::run_config::{GroupTables, OptimTable};
 use super::{Problems, Shown, whole};
 use crate::model::config::DecoderSpec;
@@ -28,7 +28,7 @@ pub(super) fn resolve(
     whole::check(&rule, weight_decay, problems);
     let clip_norm = table.clip_norm.unwrap_or(1.0);
     problems.require_not_negative("optim.clip_norm", clip_norm, "use 0 for no clipping");
-    let decays = weight_decay != 0.0 || rule.rest().is_some_and(|rest| rest.weight_decay != 0.0);
+    let decays = decays(&rule, weight_decay);
     let groups = groups(&table.groups, (wanted, decays), spec, problems);
     for (group, plan) in &groups {
         // A rule for matrices leaves the others to AdamW.

@@ -7,14 +7,14 @@ use super::{
     Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, Precision,
     default_head_dim,
 };
+use crate::model::rope_scaling::{BETAS, RopeScaling};
 
 /// Keys whose given value is the only one supported, by family; an absent or null key passes.
-const LLAMA_FIXED: [(&str, &str); 6] = [
+const LLAMA_FIXED: [(&str, &str); 5] = [
     ("hidden_act", r#""silu""#),
     ("attention_bias", "false"),
     ("mlp_bias", "false"),
     ("pretraining_tp", "1"),
-    ("rope_scaling", "null"),
     ("quantization_config", "null"),
 ];
 const GPT2_FIXED: [(&str, &str); 7] = [
@@ -140,11 +140,24 @@ impl LlamaConfig {
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
             "rms_norm_eps": self.rms_norm_eps,
-            "rope_parameters": { "rope_theta": self.rope_theta, "rope_type": "default" },
+            "rope_parameters": self.rope_parameters(),
+            "rope_scaling": self.rope_scaling,
             "rope_theta": self.rope_theta,
             "tie_word_embeddings": self.tie_word_embeddings,
             "vocab_size": self.vocab_size,
         }))
+    }
+}
+
+impl LlamaConfig {
+    /// As transformers 5 has it: base, type and the type's numbers in one table.
+    fn rope_parameters(&self) -> Map<String, Value> {
+        let mut table = match self.rope_scaling {
+            Some(scaling) => object(json!(scaling)),
+            None => object(json!({ "rope_type": "default" })),
+        };
+        table.insert("rope_theta".to_owned(), json!(self.rope_theta));
+        table
     }
 }
 
@@ -200,6 +213,7 @@ impl Reader<'_> {
             max_position_embeddings: self.size_if_any("max_position_embeddings")?.unwrap_or(2048),
             rms_norm_eps: self.number("rms_norm_eps", 1e-6)?,
             rope_theta: self.rope_theta()?,
+            rope_scaling: self.rope_scaling()?,
             tie_word_embeddings: self.flag("tie_word_embeddings", false)?,
             initializer_range: self.number("initializer_range", 0.02)?,
             parametrization: self.parametrization()?,
@@ -232,7 +246,6 @@ impl Reader<'_> {
     }
 
     /// The rotary base: in `rope_parameters` (transformers 5), else at the top (4), else 10000.
-    /// A partial rotary factor or any scaling is refused.
     fn rope_theta(&self) -> Result<f64, ModelConfigError> {
         let Some(parameters) = self.get("rope_parameters") else {
             return self.number("rope_theta", 10_000.0);
@@ -240,18 +253,60 @@ impl Reader<'_> {
         let Some(table) = parameters.as_object() else {
             return Err(self.wrong("rope_parameters", "an object"));
         };
-        let rope_type = table.get("rope_type").and_then(Value::as_str).unwrap_or("default");
-        let partial = table.get("partial_rotary_factor").and_then(Value::as_f64).unwrap_or(1.0);
-        if rope_type != "default" || partial != 1.0 {
-            return Err(
-                self.unsupported("rope_parameters", r#"rope_type "default", all of head_dim"#)
-            );
-        }
         match table.get("rope_theta") {
             None => self.number("rope_theta", 10_000.0),
             Some(theta) => theta
                 .as_f64()
                 .ok_or_else(|| self.wrong("rope_parameters", "an object with a number rope_theta")),
+        }
+    }
+
+    /// The scaling: in `rope_parameters` (transformers 5) or in `rope_scaling` (4). A partial rotary
+    /// factor and other types are refused, and two places that differ.
+    fn rope_scaling(&self) -> Result<Option<RopeScaling>, ModelConfigError> {
+        let new = match self.get("rope_parameters") {
+            Some(_) => self.rope_table("rope_parameters", Some("default"))?,
+            None => None,
+        };
+        let Some(_) = self.get("rope_scaling") else { return Ok(new) };
+        let old = self.rope_table("rope_scaling", None)?;
+        if new.is_some() && new != old {
+            return Err(self.unsupported("rope_scaling", "what rope_parameters says"));
+        }
+        Ok(old)
+    }
+
+    fn rope_table(
+        &self,
+        key: &str,
+        default_type: Option<&str>,
+    ) -> Result<Option<RopeScaling>, ModelConfigError> {
+        let Some(table) = self.get(key).and_then(Value::as_object) else {
+            return Err(self.wrong(key, "an object"));
+        };
+        let expected = r#"rope_type "default", "linear" or "yarn", all of head_dim"#;
+        let refused = || self.unsupported(key, expected);
+        let given = |name: &str| table.get(name).filter(|value| !value.is_null());
+        let number = |name: &str, default: Option<f64>| {
+            given(name).map_or(default, Value::as_f64).ok_or_else(refused)
+        };
+        let partial = number("partial_rotary_factor", Some(1.0))?;
+        let others = ["attention_factor", "mscale", "mscale_all_dim", "truncate"];
+        if partial != 1.0 || others.iter().any(|name| given(name).is_some()) {
+            return Err(refused());
+        }
+        let rope_type = given("rope_type").or(given("type")).and_then(Value::as_str);
+        match rope_type.or(default_type) {
+            Some("default") => Ok(None),
+            Some("linear") => Ok(Some(RopeScaling::Linear { factor: number("factor", None)? })),
+            Some("yarn") => Ok(Some(RopeScaling::Yarn {
+                factor: number("factor", None)?,
+                original_max_position_embeddings: number("original_max_position_embeddings", None)?
+                    as usize,
+                beta_fast: number("beta_fast", Some(BETAS.0))?,
+                beta_slow: number("beta_slow", Some(BETAS.1))?,
+            })),
+            _ => Err(refused()),
         }
     }
 

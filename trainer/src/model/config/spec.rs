@@ -6,6 +6,8 @@
 
 use crate::model::scaling::Scaling;
 
+use crate::model::rope_scaling::RopeScaling;
+
 /// Which normalization a decoder uses before attention, before the MLP and at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
@@ -22,6 +24,8 @@ pub enum Position {
     Rotary {
         /// Base of the frequencies `theta^(-2i/H)`.
         theta: f64,
+        /// How the frequencies are scaled for a longer context.
+        scaling: Option<RopeScaling>,
     },
     /// A learned row per position, added to the embedding.
     Learned {

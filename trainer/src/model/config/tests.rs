@@ -27,6 +27,7 @@ fn llama_8b() -> LlamaConfig {
         max_position_embeddings: 8192,
         rms_norm_eps: 1e-5,
         rope_theta: 500_000.0,
+        rope_scaling: None,
         tie_word_embeddings: false,
         initializer_range: 0.02,
         parametrization: Parametrization::Standard,
@@ -108,13 +109,14 @@ fn unsupported_features_are_refused_by_name() {
         (
             "rope_scaling",
             serde_json::json!({"factor": 8.0}),
-            "rope_scaling = {\"factor\":8.0} is not supported; expected null",
+            "rope_scaling = {\"factor\":8.0} is not supported; expected rope_type \"default\", \
+             \"linear\" or \"yarn\", all of head_dim",
         ),
         (
             "rope_parameters",
             serde_json::json!({"rope_type": "llama3", "rope_theta": 5e5}),
             "rope_parameters = {\"rope_theta\":500000.0,\"rope_type\":\"llama3\"} is not supported; \
-             expected rope_type \"default\", all of head_dim",
+             expected rope_type \"default\", \"linear\" or \"yarn\", all of head_dim",
         ),
         (
             "model_type",
@@ -166,4 +168,28 @@ fn broken_architectures_state_the_rule() {
         "num_attention_heads = 8 does not divide hidden_size = 100; \
          use one of its divisors (1, 2, 4), or set head_dim"
     );
+}
+
+#[test]
+fn scaled_rotary_frequencies_are_written_and_read_in_both_forms() {
+    for scaling in [
+        RopeScaling::Linear { factor: 4.0 },
+        RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 2048,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+        },
+    ] {
+        let llama = ModelConfig::Llama(LlamaConfig { rope_scaling: Some(scaling), ..llama_8b() });
+        let text = llama.to_hf_json(Precision::Fp32);
+        assert_eq!(ModelConfig::from_hf_json(&text), Ok(llama.clone()));
+        for place in ["rope_scaling", "rope_parameters"] {
+            let one = edited(&llama, place, serde_json::Value::Null);
+            assert_eq!(ModelConfig::from_hf_json(&one), Ok(llama.clone()), "{place}");
+        }
+        let other = serde_json::json!({"rope_type": "linear", "factor": 3.0});
+        let text = refusal(&edited(&llama, "rope_scaling", other));
+        assert!(text.contains("expected what rope_parameters says"), "{text}");
+    }
 }

@@ -1,0 +1,227 @@
+//! `grove grow`: a larger model from a smaller one, with its certificate.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use grove_data::{TokenFile, Validation};
+use grove_parallel::LocalCollective;
+use tch::Tensor;
+
+use crate::checkpoint::hash_masters;
+use crate::config::{self, DataSource, GrowthPlan, Plan, Precision};
+use crate::corpus::{self, Data};
+use crate::error::Error;
+use crate::growth::certificate::{Certificate, EXACT_IN_FP32, is_exact, measure};
+use crate::growth::ligo::{Learned, Learning, NOISE, learn};
+use crate::growth::shape::{with_layers, with_widths};
+use crate::growth::start::grown_source;
+use crate::growth::{Parts, Steps, StoredModel, explain, grow, states, writing};
+use crate::guard::Exclusions;
+use crate::recipe::rules_of;
+use crate::signals::StopRequest;
+
+/// The most tokens of a sequence that the certificate compares, and the most sequences.
+const COMPARED: (usize, usize) = (256, 4);
+
+/// `grove grow`.
+#[derive(Debug, Args)]
+pub struct Grow {
+    /// The model to grow: a run's folder (its newest checkpoint), a checkpoint, or a Hugging Face
+    /// folder.
+    source: PathBuf,
+    /// The TOML file of the larger model's run; its `[init.growth]` says how to grow.
+    #[arg(long)]
+    config: PathBuf,
+    /// The folder to write to: a checkpoint of step 0, and growth.json beside it.
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print what happens to each parameter; without `--out` nothing else.
+    #[arg(long)]
+    explain: bool,
+    /// A token file to compare the two models on; else the config's validation data.
+    #[arg(long)]
+    tokens: Option<PathBuf>,
+    /// Override a key, e.g. `--set init.growth.depth=stack`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+}
+
+impl Grow {
+    /// Grows, writes, measures, and says what was measured.
+    ///
+    /// # Errors
+    /// If the source does not fit the config (all reasons at once), if nothing can be written, or
+    /// if operators that claim to keep the function did not.
+    pub fn run(&self, out: &mut dyn Write) -> Result<()> {
+        let _no_graph = tch::no_grad_guard();
+        ensure!(self.explain || self.out.is_some(), "give --out DIR to write to, or --explain");
+        let mut overrides = self.overrides.clone();
+        overrides.push(format!("init.from='{}'", self.source.display()));
+        let plan = config::load(&self.config, &overrides)?;
+        let growth = plan.init.growth.unwrap_or(GrowthPlan::DEFAULT);
+        let open = || StoredModel::open(&self.source);
+        let (source, rules) = (open()?, rules_of(&plan)?);
+        states::check(&source, &rules, &growth).map_err(Error::from)?;
+        let mut spent = source.checkpoint().map_or((0, 0), |checkpoint| {
+            (checkpoint.run_state().num_tokens, checkpoint.run_state().total_flops)
+        });
+        let mut grown = grown_source(Box::new(open()?), &plan, (&self.source, &growth))?;
+        if growth.learn_steps > 0 {
+            let learned = learned(&source, (&plan, &growth), out)?;
+            spent.0 += learned.num_tokens;
+            spent.1 += u128::from(learned.num_tokens) * u128::from(plan.derived.flops_per_token);
+            // What is left: a head of its own, more rows.
+            let name = self.source.display().to_string();
+            let whole = grow(Box::new(learned.model), &plan.model, &growth, (&name, plan.seed));
+            grown = whole.map_err(Error::from)?;
+        }
+        if self.explain {
+            explain(&*grown).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        }
+        let Some(folder) = &self.out else { return Ok(()) };
+        let files = source.files();
+        let checkpoint = writing::write(&*grown, (&plan, &rules), spent, (folder, files))?;
+        let certificate = self.certificate((&source, &*grown), (&plan, growth), &checkpoint)?;
+        let path = folder.join("growth.json");
+        let text = serde_json::to_string_pretty(&certificate)?;
+        fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+        say(&certificate, &checkpoint, out)?;
+        ensure!(
+            certificate.is_exact || !certificate.claims_function,
+            "the operators claim to keep the function and did not: see {}; grow in fp32 masters, \
+             or report this",
+            path.display()
+        );
+        Ok(())
+    }
+
+    fn certificate(
+        &self,
+        (source, grown): (&StoredModel, &dyn Parts),
+        (plan, operators): (&Plan, GrowthPlan),
+        checkpoint: &Path,
+    ) -> Result<Certificate> {
+        let (tokens, described) = self.compared_tokens(source, plan)?;
+        let measured = measure(source, grown, &tokens);
+        let steps = Steps::between(&source.config().spec(), &plan.model.spec());
+        let claims_function =
+            !steps.turns_otherwise && operators.keeps_function(steps.deepens, steps.widens);
+        Ok(Certificate {
+            source: self.source.display().to_string(),
+            source_hash: source.hash()?,
+            grown_hash: hash_masters(checkpoint)?,
+            operators,
+            seed: plan.seed,
+            claims_function,
+            tolerance: EXACT_IN_FP32,
+            is_exact: claims_function && is_exact(&measured),
+            tokens: described,
+            measured,
+        })
+    }
+
+    /// Held-out sequences `[B, S + 1]`, or random ones where there are none.
+    fn compared_tokens(&self, source: &StoredModel, plan: &Plan) -> Result<(Tensor, String)> {
+        let spec = source.config().spec();
+        let length = COMPARED.0.min(spec.max_positions).min(plan.batch.sequence_length);
+        let windows = match &self.tokens {
+            Some(path) => {
+                let file = TokenFile::open(path)?;
+                let range = 0..file.num_tokens();
+                Some((
+                    Validation::new(file.into(), range, length, COMPARED.1)?,
+                    path.display().to_string(),
+                ))
+            }
+            None => held_out(plan).map(|windows| (windows, "the validation data".to_owned())),
+        };
+        if let Some((windows, from)) = windows {
+            let batch = windows.batch(0)?;
+            let ids: Vec<i64> = batch.tokens.iter().map(|&id| i64::from(id)).collect();
+            let rows = Tensor::from_slice(&ids).view([-1, batch.sequence_length as i64 + 1]);
+            let (rows_kept, length) = (COMPARED.1.min(rows.size()[0] as usize), length as i64 + 1);
+            let kept = rows.narrow(0, 0, rows_kept as i64).narrow(1, 0, length.min(rows.size()[1]));
+            let described = format!("{} of {from}", kept.numel());
+            ensure!(
+                kept.max().int64_value(&[]) < spec.vocab_size as i64,
+                "{from} has token ids above the source's vocab_size = {}",
+                spec.vocab_size
+            );
+            return Ok((kept, described));
+        }
+        let count = COMPARED.1 * (length + 1);
+        let ids = (0..count).map(|i| ((i * i * 31 + i * 17) % spec.vocab_size) as i64);
+        let ids = Tensor::from_slice(&ids.collect::<Vec<_>>());
+        let described = format!("{count} made up, as there is no validation data at hand");
+        Ok((ids.view([COMPARED.1 as i64, -1]), described))
+    }
+}
+
+/// The plan's validation data, if it is there as tokens.
+fn held_out(plan: &Plan) -> Option<Validation> {
+    plan.eval?;
+    let windows = Data::open(plan).ok()?.validation(plan).ok()?;
+    windows.into_iter().next().map(|(_, windows)| windows)
+}
+
+/// Learns the map from the config's training data, a micro-batch a step.
+fn learned(
+    source: &StoredModel,
+    (plan, growth): (&Plan, &GrowthPlan),
+    out: &mut dyn Write,
+) -> Result<Learned> {
+    let target =
+        with_layers(&with_widths(source.config(), &plan.model), plan.model.spec().num_layers);
+    let learning = Learning {
+        steps: growth.learn_steps,
+        lr: plan.optim.lr,
+        depth: growth.depth,
+        noise: NOISE,
+        seed: plan.seed,
+    };
+    let alone = LocalCollective::new();
+    if matches!(plan.data.source, DataSource::Text(_)) {
+        fs::create_dir_all(&plan.run.dir)
+            .with_context(|| format!("make {}", plan.run.dir.display()))?;
+    }
+    corpus::prepare(plan, &alone, &StopRequest::never())?;
+    let prefetcher = Data::open(plan)?.batches(plan, &alone, (0, &Exclusions::default()))?;
+    let mut batches = std::iter::repeat_with(|| {
+        let batch = prefetcher.next()?;
+        let ids: Vec<i64> = batch.tokens.iter().map(|&id| i64::from(id)).collect();
+        Ok(Tensor::from_slice(&ids).view([-1, batch.sequence_length as i64 + 1]))
+    });
+    let learned = learn(source, &target, &learning, &mut batches)?;
+    if let (Some(first), Some(last)) = (learned.losses.first(), learned.losses.last()) {
+        writeln!(out, "learned in {} steps: loss {first:.4} -> {last:.4}", learned.losses.len())?;
+    }
+    Ok(learned)
+}
+
+fn say(certificate: &Certificate, checkpoint: &Path, out: &mut dyn Write) -> Result<()> {
+    writeln!(out, "wrote {}", checkpoint.display())?;
+    for m in &certificate.measured {
+        let precision = if m.precision == Precision::Bf16 { "bf16" } else { "fp32" };
+        writeln!(
+            out,
+            "{precision}: logits differ by {:.3e} at most (of up to {:.2}); loss {:.6} -> {:.6} \
+             ({:+.3e}), on {}",
+            m.max_logit_difference,
+            m.max_logit,
+            m.source_loss,
+            m.grown_loss,
+            m.grown_loss - m.source_loss,
+            certificate.tokens
+        )?;
+    }
+    let verdict = match (certificate.claims_function, certificate.is_exact) {
+        (true, true) => "the function is kept",
+        (true, false) => "the function was to be kept and IS NOT",
+        (false, _) => "these operators do not keep the function: this is the jump",
+    };
+    writeln!(out, "{verdict}")?;
+    Ok(())
+}

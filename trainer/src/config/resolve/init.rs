@@ -1,0 +1,131 @@
+//! `[init]` and the stages of `[[growth]]`: defaults, and the rules between stages.
+
+use toml::Value;
+
+use super::super::plan::{
+    DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, PhaseMode,
+    WidthGrowth,
+};
+use super::super::run_config::{ModelTable, RunConfig};
+use super::super::stages::{GrowthStageTable, GrowthTable, InitTable};
+use super::{Problems, Shown, model};
+use crate::model::config::ModelConfig;
+
+pub(super) fn resolve(table: &InitTable, problems: &mut Problems) -> InitPlan {
+    let growth = table.growth.as_ref();
+    InitPlan {
+        scheme: table.scheme.unwrap_or(InitScheme::Gpt2),
+        from: table.from.clone(),
+        growth: growth.map(|growth| growth_plan(growth, "init.growth", problems)),
+    }
+}
+
+fn growth_plan(table: &GrowthTable, prefix: &str, problems: &mut Problems) -> GrowthPlan {
+    let default = GrowthPlan::DEFAULT;
+    let split_std = table.split_std.unwrap_or(default.split_std);
+    let key = format!("{prefix}.split_std");
+    let remedy = "use 0.1 for splits of a tenth of the initial deviation";
+    problems.require(split_std >= 0.0, &key, Shown(split_std), "must be at least 0", remedy);
+    let depth = table.depth.unwrap_or(default.depth);
+    let width = table.width.unwrap_or(default.width);
+    let learn_steps = table.learn_steps.unwrap_or(0);
+    let is_pattern = matches!(depth, DepthGrowth::Stack | DepthGrowth::Interpolate);
+    problems.require(
+        learn_steps == 0 || is_pattern && width == WidthGrowth::Equal,
+        &format!("{prefix}.learn_steps"),
+        learn_steps,
+        "learns a map that starts as depth = \"stack\" or \"interpolate\" and width = \"equal\"",
+        "set these two",
+    );
+    problems.require(
+        learn_steps == 0 || prefix == "init.growth",
+        &format!("{prefix}.learn_steps"),
+        learn_steps,
+        "is not possible within a run",
+        "stop the run, use grove grow, and start from what it writes with init.from",
+    );
+    let default_moments = match learn_steps {
+        0 => GrowthPlan::default_moments(depth, width),
+        _ => MomentGrowth::Fresh,
+    };
+    GrowthPlan {
+        learn_steps,
+        depth,
+        width,
+        residual: table.residual.unwrap_or(default.residual),
+        split_std,
+        moments: table.moments.unwrap_or(default_moments),
+    }
+}
+
+/// The stages in their order, each with the whole model that it leads to.
+pub(super) fn stages(
+    config: &RunConfig,
+    (first, steps): (&ModelConfig, u64),
+    sequence_length: usize,
+    problems: &mut Problems,
+) -> Vec<GrowthStage> {
+    let mut written = config.written_model.clone();
+    // Heads keep their width, whatever the default would be at the new one.
+    if let ModelConfig::Llama(llama) = first {
+        written.insert("head_dim".to_owned(), Value::Integer(llama.head_dim as i64));
+    }
+    let (mut plans, mut before) = (Vec::new(), 0);
+    for (index, stage) in config.growth.iter().enumerate() {
+        check_step(index, stage.at_step, (before, steps), problems);
+        before = stage.at_step;
+        written.extend(stage.model.clone());
+        plans.extend(stage_plan(index, stage, (&written, sequence_length), problems));
+    }
+    plans
+}
+
+fn check_step(index: usize, at_step: u64, (before, steps): (u64, u64), problems: &mut Problems) {
+    let key = format!("growth[{index}].at_step");
+    problems.require(
+        at_step < steps,
+        &key,
+        at_step,
+        format!("is not before the last of run.steps = {steps}, so that nothing would be trained"),
+        "grow at an earlier step, or train for more",
+    );
+    problems.require(
+        at_step > before,
+        &key,
+        at_step,
+        match index {
+            0 => "must be above 0".to_owned(),
+            _ => format!("does not come after the stage before it, at step {before}"),
+        },
+        match index {
+            0 => "start from a grown model with init.from",
+            _ => "give stages in rising order, one at a step",
+        },
+    );
+}
+
+fn stage_plan(
+    index: usize,
+    stage: &GrowthStageTable,
+    (written, sequence_length): (&toml::Table, usize),
+    problems: &mut Problems,
+) -> Option<GrowthStage> {
+    let prefix = format!("growth[{index}]");
+    let growth = growth_plan(&stage.growth, &prefix, problems);
+    let table: ModelTable = match written.clone().try_into() {
+        Ok(table) => table,
+        Err(error) => {
+            problems.require(
+                false,
+                &format!("{prefix}.model"),
+                "as written",
+                format!("is refused: {error}"),
+                "use the keys of [model]",
+            );
+            return None;
+        }
+    };
+    let schedule = stage.schedule.unwrap_or(PhaseMode::Continue);
+    let model = model::resolve(&table, sequence_length, problems)?;
+    Some(GrowthStage { at_step: stage.at_step, schedule, growth, model })
+}
