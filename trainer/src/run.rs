@@ -185,19 +185,8 @@ impl<'a> Run<'a> {
         let recipe = recipe(plan, compute, collective.degree())?;
         let mut state = allocate(plan, &recipe, &sharding)?;
         let compute = &recipe.compute;
-        let allowed_changes = match &resumed {
-            Some(checkpoint) => {
-                folder::resume(plans, &data, (&mut state, &recipe.rules), checkpoint)?
-            }
-            None => {
-                start::start(plan, compute, (&mut state, &recipe.rules))?;
-                Vec::new()
-            }
-        };
-        exclude(plan, &mut state)?;
-        if let Some(checkpoint) = &resumed {
-            folder::keep_past(plan, &mut data, checkpoint, &state.history.excluded)?;
-        }
+        let begun = (&mut state, &mut data);
+        let allowed_changes = opening::begin((plans, stage), &recipe, begun, resumed.as_ref())?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
         if collective.rank() == 0 {

@@ -7,6 +7,7 @@ use toml::Value;
 
 use super::error::ConfigError;
 use super::layers::{Origin, Settings, described};
+use super::near;
 use super::schema::{self, Applies, EXCLUSIVE, KEYS, Key, Kind};
 use super::tables;
 
@@ -48,7 +49,7 @@ fn known_and_typed(settings: &Settings) -> Vec<ConfigError> {
         } else if let Some(scalar) = scalar_above(path) {
             problems.push(wrong(scalar.path, type_name(scalar.kind), "a table".to_owned()));
         } else {
-            let nearest = schema::nearest(path).map(str::to_owned);
+            let nearest = near::nearest(path).map(str::to_owned);
             problems.push(ConfigError::UnknownKey { key: path.clone(), origin, nearest });
         }
     }
@@ -89,7 +90,7 @@ pub(super) fn mismatch(kind: Kind, value: &Value) -> Option<String> {
         return None;
     }
     let meant = match (kind, value) {
-        (Kind::OneOf(words), Value::String(text)) => schema::nearest_word(text, words),
+        (Kind::OneOf(words), Value::String(text)) => near::nearest_word(text, words),
         _ => None,
     };
     let hint = meant.map_or_else(String::new, |word| format!(" (did you mean {word:?}?)"));

@@ -19,6 +19,7 @@ mod changes;
 mod check;
 mod error;
 mod layers;
+mod near;
 mod plan;
 mod resolve;
 mod run_config;

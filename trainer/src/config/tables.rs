@@ -7,7 +7,8 @@ use toml::Value;
 use super::check::{beside, mismatch};
 use super::error::ConfigError;
 use super::layers::{Settings, described};
-use super::schema::{Key, Kind, nearest_word};
+use super::near::nearest_word;
+use super::schema::{Key, Kind};
 
 /// Everything wrong with the tables of the array at `path`, which `origin` sets.
 pub(super) fn problems(

@@ -1,7 +1,38 @@
-//! What a run says before its first step.
+//! What a run begins with, and what it says before its first step.
 
-use super::Run;
+use super::{Run, exclude};
+use crate::checkpoint::{AllowedChange, Checkpoint};
+use crate::config::Plan;
+use crate::corpus::Data;
+use crate::error::Error;
+use crate::folder;
+use crate::growth::start;
 use crate::report::{plan_lines, stage_lines};
+use crate::state::RunState;
+use crate::step::Recipe;
+
+/// Fills the state of a stage from the checkpoint to resume, or as a new run's; returns the changes
+/// of meaning that were ever allowed.
+pub(super) fn begin(
+    (plans, stage): (&[Plan], usize),
+    recipe: &Recipe,
+    (state, data): (&mut RunState, &mut Data),
+    resumed: Option<&Checkpoint>,
+) -> Result<Vec<AllowedChange>, Error> {
+    let plan = &plans[stage];
+    let allowed = match resumed {
+        Some(checkpoint) => folder::resume(plans, data, (state, &recipe.rules), checkpoint)?,
+        None => {
+            start::start(plan, &recipe.compute, (state, &recipe.rules))?;
+            Vec::new()
+        }
+    };
+    exclude(plan, state)?;
+    if let Some(checkpoint) = resumed {
+        folder::keep_past(plan, data, checkpoint, &state.history.excluded)?;
+    }
+    Ok(allowed)
+}
 
 impl Run<'_> {
     /// The plan, the sizes that follow from it, and where the run begins.
