@@ -2,7 +2,7 @@
 
 use grove::gradients::Round;
 use grove::model::block::Recompute;
-use grove::model::compute::Products;
+use grove::model::compute::{Compute, Products};
 use grove::model::config::{ModelConfig, RopeScaling};
 use grove::model::plain::PlainModel;
 use grove::pass::{Traffic, logits};
@@ -11,7 +11,7 @@ use grove::sharding::{Placement, Sharding};
 use grove::update::{Update, apply, squared_grad_norm};
 use grove_optim::{Groups, clip_scale};
 use grove_parallel::LocalCollective;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::fixture::{
     Fixture, NAMES, Subject, adamw, alone, by_name, relative_error, relative_norm_error,
@@ -134,6 +134,14 @@ fn ten_steps_of_adamw_equal_hugging_face() {
 #[test]
 fn bf16_stays_near_hugging_face() {
     bf16_is_near(Products::Native);
+}
+
+#[test]
+fn bf16_by_the_kernel_stays_near_hugging_face() {
+    // Where the processor does not have it, Compute::new chooses another way, tested beside.
+    if Compute::new(Device::Cpu, Kind::BFloat16, 2).products == Products::Kernel {
+        bf16_is_near(Products::Kernel);
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod embedding;
 pub mod error;
 mod exp;
 mod lanes;
+pub mod matrix;
 pub mod norm;
 pub mod pool;
 pub mod rope;

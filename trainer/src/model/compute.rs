@@ -6,11 +6,14 @@ use std::fmt;
 use tch::{Device, Kind, Tensor};
 
 use crate::kernel::attention::{Level, Workspace};
+use crate::kernel::matrix::Multiplier;
 use crate::kernel::pool::Pool;
 
 /// How products of bf16 matrices are formed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Products {
+    /// By this crate's kernel where it takes the operands, else as [`Products::Native`].
+    Kernel,
     /// By libtorch, in the operands' dtype, with sums in f32.
     Native,
     /// Widened to f32: on processors where libtorch has no vector code for bf16 products, and
@@ -30,6 +33,8 @@ pub struct Compute {
     pub products: Products,
     /// The attention kernel's scratch memory; borrowed for the duration of a kernel call.
     pub(crate) attention: RefCell<Workspace>,
+    /// The kernel of products with its memory, where this processor has it; borrowed likewise.
+    pub(crate) multiplier: RefCell<Option<Multiplier>>,
 }
 
 impl Compute {
@@ -37,25 +42,14 @@ impl Compute {
     pub fn new(device: Device, kind: Kind, num_threads: usize) -> Self {
         let pool = Pool::new(num_threads);
         let attention = RefCell::new(Workspace::new(pool, Level::detect()));
-        let slow = device == Device::Cpu && kind == Kind::BFloat16 && !multiplies_bf16();
-        let products = if slow { Products::Widened } else { Products::Native };
-        Self { device, kind, pool, products, attention }
-    }
-
-    /// `a b` for `a` `[n, k]` and `b` `[k, m]` in the compute dtype, rounded once.
-    pub fn product(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        match self.products {
-            Products::Native => a.mm(b),
-            Products::Widened => wide(a).mm(&wide(b)).to_kind(self.kind),
-        }
-    }
-
-    /// `base + a b`, rounded once; `base` is `[n, m]` or `[m]`.
-    pub fn product_added(&self, base: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
-        match self.products {
-            Products::Native => base.addmm(a, b),
-            Products::Widened => wide(base).addmm(&wide(a), &wide(b)).to_kind(self.kind),
-        }
+        let multiplier = Multiplier::detect(pool);
+        let products = match (device, kind) {
+            (Device::Cpu, Kind::BFloat16) if multiplier.is_some() => Products::Kernel,
+            (Device::Cpu, Kind::BFloat16) if !multiplies_bf16() => Products::Widened,
+            _ => Products::Native,
+        };
+        let multiplier = RefCell::new(multiplier);
+        Self { device, kind, pool, products, attention, multiplier }
     }
 
     /// Threads that the CPU kernels run on.
@@ -104,7 +98,7 @@ fn multiplies_bf16() -> bool {
 
 impl fmt::Debug for Compute {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, kind, pool, products, attention: _ } = self;
+        let Self { device, kind, pool, products, attention: _, multiplier: _ } = self;
         let threads = pool.num_threads();
         write!(formatter, "Compute {{ {device:?}, {kind:?}, {products:?}, {threads} threads }}")
     }

@@ -16,13 +16,12 @@ impl Projection {
     pub fn forward(&self, compute: &Compute, weights: &Weights<'_>, x: &Tensor) -> Tensor {
         let matrix = self.input_by_output(weights);
         match self.bias {
-            Some(bias) => compute.product_added(&weights.get(bias), x, &matrix),
+            Some(bias) => compute.product_and_bias(&weights.get(bias), x, &matrix),
             None => compute.product(x, &matrix),
         }
     }
 
-    /// `residual + x W^T + b`: the product is added to `residual + b`, which is rounded first where
-    /// there is a bias.
+    /// `residual + x W^T + b`, rounded as [`Compute::product_added`] says.
     ///
     /// # Shapes
     /// - `x`: `[N, in]`, `residual`: `[N, out]`; returns `[N, out]`
@@ -34,10 +33,8 @@ impl Projection {
         residual: &Tensor,
     ) -> Tensor {
         let matrix = self.input_by_output(weights);
-        match self.bias {
-            Some(bias) => compute.product_added(&(residual + weights.get(bias)), x, &matrix),
-            None => compute.product_added(residual, x, &matrix),
-        }
+        let bias = self.bias.map(|bias| weights.get(bias));
+        compute.product_added(residual, (x, &matrix), bias.as_ref())
     }
 
     /// Adds the gradients of weight and bias to `grads` and returns the gradient of the input.

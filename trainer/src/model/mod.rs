@@ -21,6 +21,7 @@ pub mod init;
 mod linear;
 pub mod norm;
 pub mod plain;
+mod product;
 pub mod rope_scaling;
 pub mod rotary;
 pub mod scaling;

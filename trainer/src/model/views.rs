@@ -4,7 +4,7 @@
 use grove_parallel::UnitLayout;
 use tch::{Kind, Tensor};
 
-use super::compute::{Compute, Products, wide};
+use super::compute::Compute;
 use crate::kernel::{accumulate, view};
 
 /// The working copies of one unit's parameters, in the compute dtype.
@@ -83,7 +83,7 @@ impl Grads<'_> {
     ///   `[rows, columns]`
     ///
     /// The product is rounded once to the compute dtype where the buffer has it. Into a wide buffer
-    /// products of f32, f64 and widened bf16 accumulate in place; others are rounded to bf16 once
+    /// it accumulates in place, but for libtorch's products of bf16, which are rounded to bf16 once
     /// and added in f32.
     pub fn add_product(
         &self,
@@ -92,19 +92,13 @@ impl Grads<'_> {
         a: &Tensor,
         b: &Tensor,
     ) {
-        let joint = stacked_view(self.layout, self.flat, range.clone());
-        let (a, b) = match compute.products {
-            Products::Native => (a.shallow_clone(), b.shallow_clone()),
-            Products::Widened => (wide(a), wide(b)),
-        };
-        if let (Some(target), true) = (&joint, a.kind() == self.flat.kind()) {
-            match self.accumulate {
-                Accumulate::Overwrite => drop(a.tr().mm_out(target, &b)),
-                Accumulate::Add => drop(target.shallow_clone().addmm_(&a.tr(), &b)),
-            }
+        let mut joint = stacked_view(self.layout, self.flat, range.clone());
+        if let Some(target) = &mut joint
+            && compute.product_onto(target, (&a.tr(), b), self.accumulate)
+        {
             return;
         }
-        let product = a.tr().mm(&b);
+        let product = compute.product(&a.tr(), b);
         match joint {
             Some(target) => self.add(compute, target, &product),
             None => {

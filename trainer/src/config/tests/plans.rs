@@ -33,7 +33,7 @@ fn a_cooldown_takes_at_least_a_step() {
 fn logits_rows_are_chosen_within_their_bytes() {
     assert_eq!(plan(LLAMA, &[]).memory.logits_rows, 64);
     let sets = ["model.vocab_size=50257", "batch.micro_batch_size=1024"];
-    assert_eq!(plan(LLAMA, &sets).memory.logits_rows, 256);
+    assert_eq!(plan(LLAMA, &sets).memory.logits_rows, 512);
     assert_eq!(plan(LLAMA, &["memory.logits_rows=5"]).memory.logits_rows, 5);
 }
 
