@@ -12,7 +12,7 @@ use super::pack;
 use super::tile::{self, LANES, LeftRows, PANEL, TILE_ROWS, TILE_VECTORS};
 use super::words::Words;
 use super::{Multiplier, Operand, Output};
-use crate::kernel::pool::DisjointMut;
+use crate::kernel::pool::{DisjointMut, Pool};
 
 /// Words along `K` that are multiplied at a time: a panel of them takes less than a quarter of a
 /// second-level cache of 1 MiB.
@@ -85,7 +85,7 @@ fn part(num_tiles: usize, num_rows: usize, (part, parts): (usize, usize)) -> Ran
 
 /// All panels of a right operand, `[panels, K / 2, PANEL]`.
 fn pack_panels<'a>(
-    pool: &crate::kernel::pool::Pool,
+    pool: &Pool,
     right: &Operand<'_>,
     shared: &'a mut Words,
 ) -> &'a [u32] {
