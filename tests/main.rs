@@ -19,6 +19,7 @@ mod growth;
 mod guard;
 mod hosts;
 mod layering;
+mod loss_terms;
 mod parity;
 mod program;
 mod ranks;

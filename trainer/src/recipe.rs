@@ -9,12 +9,13 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
-    ScheduleUnit,
+    self, DecayShape, Group, GroupPlan, Home, LossPlan, Plan, Recompute as Wanted, Reduction, Rule,
+    Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
 use crate::guard;
+use crate::kernel::cross_entropy::Terms;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
@@ -32,7 +33,9 @@ use crate::step::Recipe;
 /// # Errors
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
-    let model = Decoder::new(&compute, &plan.model, run_options(plan));
+    let mut model = Decoder::new(&compute, &plan.model, run_options(plan));
+    let LossPlan { z_loss, label_smoothing } = plan.loss;
+    model.head.terms = Terms { z_loss, label_smoothing };
     let scaling = model.spec.scaling;
     let rules = rules(plan, &scaling)?;
     Ok(Recipe {

@@ -37,7 +37,7 @@ pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
     AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
     DataSource, DecayShape, DepthGrowth, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan,
-    GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan, InitScheme, Meaning, MemoryPlan,
+    GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan, InitScheme, LossPlan, Meaning, MemoryPlan,
     MetricsPlan, MomentGrowth, MuonPlan, OnChange, OptimPlan, Packing, ParallelPlan, PhaseMode,
     Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction, ResidualGrowth, RestPlan,
     Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan,

@@ -5,6 +5,7 @@ mod checkpoint;
 mod data;
 mod guard;
 mod init;
+mod loss;
 mod optim;
 mod schedule;
 mod whole;
@@ -23,6 +24,7 @@ pub use init::{
     DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, ResidualGrowth,
     WidthGrowth,
 };
+pub use loss::LossPlan;
 pub(in crate::config) use optim::decays;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
@@ -55,6 +57,9 @@ pub struct Plan {
     pub optim: OptimPlan,
     /// The learning rate over the steps.
     pub schedule: SchedulePlan,
+    /// What is added to the cross-entropy.
+    #[serde(default, skip_serializing_if = "LossPlan::is_plain")]
+    pub loss: LossPlan,
     /// What to trade for memory.
     pub memory: MemoryPlan,
     /// How ranks share the work.

@@ -44,6 +44,8 @@ pub(super) struct RunConfig {
     #[serde(default)]
     pub(super) schedule: ScheduleTable,
     #[serde(default)]
+    pub(super) loss: LossTable,
+    #[serde(default)]
     pub(super) memory: MemoryTable,
     #[serde(default)]
     pub(super) parallel: ParallelTable,
@@ -279,6 +281,13 @@ pub(super) enum ScheduleName {
     Linear,
     InverseSqrt,
     Wsd,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LossTable {
+    pub(super) z_loss: Option<f64>,
+    pub(super) label_smoothing: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -330,6 +330,9 @@ pub(super) const KEYS: &[Key] = &[
     key("schedule.weight_decay", OneOf(&["constant", "linear", "cosine"]), "the shape of the weight decay").only(Decay),
     key("schedule.weight_decay_final_ratio", Number, "the factor that the weight decay approaches").only(DecayShape),
 
+    key("loss.z_loss", Number, "the factor on the squared logarithm of the softmax's normalizer, 0 for none"),
+    key("loss.label_smoothing", Number, "the part of the target's probability spread over the vocabulary, 0 for none"),
+
     key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),
     key("memory.logits_rows", Count, "the rows of the head computed at once, 0 to have it chosen"),
     key("memory.optimizer", OneOf(&["device", "host"]), "where masters and optimizer state live"),

@@ -20,6 +20,17 @@ pub const IGNORED_TARGET: i64 = -100;
 /// in f32 not to lose anything.
 const SPAN: usize = 1024;
 
+/// What is added to the cross-entropy. All zeros, the default, add nothing and change no bit.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Terms {
+    /// Factor on the squared logarithm of each row's normalizer, which keeps it near 1
+    /// (Chowdhery et al. 2022, arXiv:2204.02311, section 5: 1e-4).
+    pub z_loss: f64,
+    /// The part of the target's probability that is spread evenly over the vocabulary (Szegedy et
+    /// al. 2016, arXiv:1512.00567, section 7); below 1.
+    pub label_smoothing: f64,
+}
+
 /// The loss of some tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LossSum {
@@ -29,8 +40,12 @@ pub struct LossSum {
     pub num_tokens: usize,
 }
 
-/// The summed cross-entropy of a chunk; overwrites the logits by the gradient of the *sum*,
-/// `softmax(logits) - onehot(target)`, which is 0 in ignored rows.
+/// The summed loss of a chunk; overwrites the logits by the gradient of the *sum*, which is 0 in
+/// ignored rows.
+///
+/// With `p = softmax(logits)`, `Z` the sum of exponentials and `e` the smoothing, a row's loss is
+/// `ln Z - (1 - e) logits[target] - e mean(logits) + z_loss ln(Z)^2`, and its gradient
+/// `(1 + 2 z_loss ln Z) p - (1 - e) onehot(target) - e / V`.
 ///
 /// # Shapes
 /// - `logits`: `[n, V]`
@@ -48,6 +63,7 @@ pub fn loss_and_grad<E: Element>(
     logits: &mut [E],
     targets: &[i64],
     vocab_size: usize,
+    terms: Terms,
 ) -> Result<LossSum, Error> {
     check(logits, targets, vocab_size)?;
     let rows = rows_per_block(vocab_size);
@@ -61,6 +77,7 @@ pub fn loss_and_grad<E: Element>(
             logits: logits.take(index),
             targets: block(targets, index, rows),
             vocab_size,
+            terms,
             losses: loss_blocks.take(index),
             scratch,
         });
@@ -68,7 +85,7 @@ pub fn loss_and_grad<E: Element>(
     Ok(total(&losses, targets))
 }
 
-/// The loss of [`loss_and_grad`], bit for bit, without the gradient.
+/// The loss of [`loss_and_grad`] without [`Terms`], bit for bit, and without the gradient.
 ///
 /// # Errors
 /// [`Error::Target`] for the first target that is neither a token id nor [`IGNORED_TARGET`].
@@ -147,6 +164,10 @@ struct Normalizer {
 }
 
 impl Normalizer {
+    fn log_sum(&self) -> f64 {
+        f64::from(self.max) + f64::from(self.sum).ln()
+    }
+
     fn loss(&self, target_logit: f32) -> f64 {
         f64::from(self.max) - f64::from(target_logit) + f64::from(self.sum).ln()
     }
@@ -177,11 +198,24 @@ impl Scratch {
     }
 }
 
+/// The sum of a row's logits, a span at a time.
+#[inline(always)]
+fn sum_of<E: Element>(level: Level, row: &[E], scratch: &mut Scratch) -> f64 {
+    scratch.exponentials.resize(row.len(), 0.0);
+    let mut sum = 0.0;
+    for (logits, wide) in row.chunks(SPAN).zip(scratch.exponentials.chunks_mut(SPAN)) {
+        widen(logits, wide);
+        sum += f64::from(lanes::sum(level, wide));
+    }
+    sum
+}
+
 /// A block of rows of [`loss_and_grad`].
 struct GradientBlock<'a, E> {
     logits: &'a mut [E],
     targets: &'a [i64],
     vocab_size: usize,
+    terms: Terms,
     losses: &'a mut [f64],
     scratch: &'a mut Scratch,
 }
@@ -191,7 +225,9 @@ impl<E: Element> Body for GradientBlock<'_, E> {
 
     #[inline(always)]
     fn run(self, level: Level) {
-        let Self { logits, targets, vocab_size, losses, scratch } = self;
+        let Self { logits, targets, vocab_size, terms, losses, scratch } = self;
+        let even = (terms.label_smoothing / vocab_size as f64) as f32;
+        let peak = (1.0 - terms.label_smoothing) as f32;
         let rows = logits.chunks_exact_mut(vocab_size).zip(targets).zip(losses);
         for ((row, target), loss) in rows {
             let Some(target) = token(*target) else {
@@ -199,18 +235,26 @@ impl<E: Element> Body for GradientBlock<'_, E> {
                 continue;
             };
             let target_logit = row[target].to_f32();
+            let logit_sum = if even == 0.0 { 0.0 } else { sum_of(level, row, scratch) };
             let normalizer = scratch.fill(level, row);
             *loss = normalizer.loss(target_logit);
+            let mut slope = 1.0f32;
+            if terms != Terms::default() {
+                let log_sum = normalizer.log_sum();
+                let to_mean = f64::from(target_logit) - logit_sum / vocab_size as f64;
+                *loss += terms.z_loss * log_sum * log_sum + terms.label_smoothing * to_mean;
+                slope = (1.0 + 2.0 * terms.z_loss * log_sum) as f32;
+            }
             let wide = scratch.exponentials.chunks(SPAN);
             for ((gradient, wide), span) in row.chunks_mut(SPAN).zip(wide).zip(&scratch.spans) {
-                let factor = exp(span.max - normalizer.max) / normalizer.sum;
+                let factor = slope * (exp(span.max - normalizer.max) / normalizer.sum);
                 for (gradient, wide) in gradient.iter_mut().zip(wide) {
-                    *gradient = E::from_f32(wide * factor);
+                    *gradient = E::from_f32(wide * factor - even);
                 }
             }
             let span = scratch.spans[target / SPAN];
-            let factor = exp(span.max - normalizer.max) / normalizer.sum;
-            row[target] = E::from_f32(scratch.exponentials[target] * factor - 1.0);
+            let factor = slope * (exp(span.max - normalizer.max) / normalizer.sum);
+            row[target] = E::from_f32(scratch.exponentials[target] * factor - peak - even);
         }
     }
 }

@@ -12,6 +12,7 @@ use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
 use super::segments::Segments;
 use super::units::{NormIndex, UnitMap, UnitSpec};
+use crate::kernel::cross_entropy::Terms;
 
 /// How a model runs, beside what it is.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +63,7 @@ impl Decoder {
             output,
             rows: options.logits_rows as i64,
             multiplier: spec.scaling.logits(),
+            terms: Terms::default(),
         };
         let block = Block {
             norm_attention: norm(block.norm_attention),

@@ -21,6 +21,8 @@ pub struct Head {
     pub rows: i64,
     /// The factor on the logits.
     pub multiplier: f64,
+    /// What training adds to the cross-entropy; an evaluation adds nothing.
+    pub terms: kernel::Terms,
 }
 
 /// Where the head's parameters are: the norm's unit, and the unit that holds the output matrix
@@ -68,8 +70,9 @@ impl Head {
         sum
     }
 
-    /// The summed cross-entropy and the gradient of `x`; adds the head's own gradients to `grads`.
-    /// With `draws`, uniform numbers, against labels drawn by them from the model's predictions.
+    /// The summed cross-entropy with `terms` and the gradient of `x`; adds the head's own gradients to
+    /// `grads`. With `draws`, uniform numbers, without them, against labels drawn by these from the
+    /// model's predictions.
     ///
     /// # Shapes
     /// - `x`: `[N, D]`, `targets`: `[N]` i64, `draws`: `[N]` f64; returns a scalar f64 on the device and `[N, D]`
@@ -84,6 +87,7 @@ impl Head {
         let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
         let dh = h.empty_like();
         let mut output_grads = grads.output;
+        let terms = if draws.is_none() { self.terms } else { kernel::Terms::default() };
         let mut draws = draws.map(|draws| self.chunks(draws));
         for ((h, targets), mut dh) in
             self.chunks(&h).zip(self.chunks(targets)).zip(self.chunks(&dh))
@@ -96,7 +100,7 @@ impl Head {
                 Some(drawn) => drawn.where_self(&counts, &targets),
                 None => targets,
             };
-            sum += loss_and_grad(compute, &mut logits, &targets);
+            sum += loss_and_grad(compute, &mut logits, &targets, terms);
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
             output_grads.accumulate = Accumulate::Add;
         }
@@ -135,22 +139,42 @@ impl Head {
     }
 }
 
-/// The summed loss of one chunk; `logits` is overwritten by its gradient `softmax - onehot`.
-fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+/// The summed loss of one chunk; `logits` is overwritten by its gradient, as
+/// [`kernel::loss_and_grad`] says.
+fn loss_and_grad(
+    compute: &Compute,
+    logits: &mut Tensor,
+    targets: &Tensor,
+    terms: kernel::Terms,
+) -> Tensor {
+    let columns = logits.size()[1] as usize;
     if compute.has_kernels() {
-        let columns = logits.size()[1] as usize;
         return per_element!(compute, E => {
             let logits = view::slice_mut::<E>(logits);
-            scalar(kernel::loss_and_grad(&compute.pool, logits, view::slice(targets), columns))
+            let targets = view::slice(targets);
+            scalar(kernel::loss_and_grad(&compute.pool, logits, targets, columns, terms))
         });
     }
     let wide = logits.to_kind(compute.accumulation());
     let targets = Targets::new(targets);
-    let sum = loss_of(&wide, &targets);
+    let mut sum = loss_of(&wide, &targets);
     let mut grad = wide.softmax(-1, wide.kind());
+    let kernel::Terms { z_loss, label_smoothing } = terms;
+    if z_loss != 0.0 {
+        let log_sum = wide.logsumexp([-1i64].as_slice(), true);
+        sum += (log_sum.square() * z_loss).masked_fill(&targets.ignored, 0.0).sum(Kind::Double);
+        grad *= log_sum * (2.0 * z_loss) + 1.0;
+    }
+    if label_smoothing != 0.0 {
+        let to_mean = wide.gather(-1, &targets.ids, false)
+            - wide.mean_dim([-1i64].as_slice(), true, wide.kind());
+        sum += (to_mean * label_smoothing).masked_fill(&targets.ignored, 0.0).sum(Kind::Double);
+        grad -= label_smoothing / columns as f64;
+    }
     let ids = &targets.ids;
-    let minus_one = Tensor::full(ids.size().as_slice(), -1.0, (wide.kind(), wide.device()));
-    let _ = grad.scatter_add_(-1, ids, &minus_one);
+    let peak =
+        Tensor::full(ids.size().as_slice(), label_smoothing - 1.0, (wide.kind(), wide.device()));
+    let _ = grad.scatter_add_(-1, ids, &peak);
     logits.copy_(&grad.masked_fill(&targets.ignored, 0.0));
     sum
 }

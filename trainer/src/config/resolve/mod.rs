@@ -5,6 +5,7 @@ mod checkpoint;
 mod data;
 mod guard;
 mod init;
+mod loss;
 mod model;
 mod optim;
 mod schedule;
@@ -59,6 +60,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         run: RunPlan { dir: run_dir(config), steps },
         optim,
         schedule,
+        loss: loss::resolve(&config.loss, &mut problems),
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
         parallel: parallel(config, &mut problems),
         eval: data.has_validation().then(|| EvalPlan {

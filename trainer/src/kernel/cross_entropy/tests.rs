@@ -42,7 +42,8 @@ fn check<E: Tolerance>(vocab_size: usize) {
         let pool = Pool::new(num_threads);
         let mut logits = logits.clone();
         let only = loss_only(&pool, &logits, &targets, vocab_size).unwrap();
-        let both = loss_and_grad(&pool, &mut logits, &targets, vocab_size).unwrap();
+        let both =
+            loss_and_grad(&pool, &mut logits, &targets, vocab_size, Terms::default()).unwrap();
         assert_eq!(only, both);
         (both, logits)
     };
@@ -66,6 +67,35 @@ fn agrees_with_f64_on_any_number_of_threads() {
 }
 
 #[test]
+fn terms_agree_with_f64() {
+    let terms = Terms { z_loss: 1e-2, label_smoothing: 0.2 };
+    for vocab_size in VOCAB_SIZES {
+        let (logits, targets) = (sample::<f32>(NUM_ROWS * vocab_size, 9.0), targets(vocab_size));
+        let wide = exact(&logits);
+        let (mut loss, mut gradient) = reference(&wide, &targets, vocab_size);
+        let rows = wide.chunks(vocab_size).zip(gradient.chunks_mut(vocab_size));
+        for ((row, gradient), &target) in rows.zip(&targets) {
+            if target == IGNORED_TARGET {
+                continue;
+            }
+            let log_sum = row.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+            let mean = row.iter().sum::<f64>() / vocab_size as f64;
+            loss += 1e-2 * log_sum * log_sum + 0.2 * (row[target as usize] - mean);
+            for (token, gradient) in gradient.iter_mut().enumerate() {
+                let is_target = f64::from(u8::from(token as i64 == target));
+                let probability = *gradient + is_target;
+                *gradient += 0.02 * log_sum * probability + 0.2 * is_target;
+                *gradient -= 0.2 / vocab_size as f64;
+            }
+        }
+        let mut found = logits.clone();
+        let sum = loss_and_grad(&Pool::new(2), &mut found, &targets, vocab_size, terms).unwrap();
+        assert!((sum.loss - loss).abs() <= LOSS_TOLERANCE * loss.abs(), "{} {loss}", sum.loss);
+        assert_close(&found, &gradient, 1.0, &format!("gradient with terms, {vocab_size}"));
+    }
+}
+
+#[test]
 fn many_blocks_give_the_same_sum_on_any_number_of_threads() {
     let vocab_size = 1025;
     let logits = sample::<f32>(200 * vocab_size, 5.0);
@@ -80,13 +110,14 @@ fn masked_and_huge_logits() {
     let mut logits = vec![f32::NEG_INFINITY; SPAN];
     logits.extend([-1000.0, -1000.0]);
     let target = [SPAN as i64];
-    let found = loss_and_grad(&Pool::new(1), &mut logits, &target, SPAN + 2).unwrap();
+    let found =
+        loss_and_grad(&Pool::new(1), &mut logits, &target, SPAN + 2, Terms::default()).unwrap();
     assert!((found.loss - 2f64.ln()).abs() < LOSS_TOLERANCE, "{}", found.loss);
     assert!(logits[..SPAN].iter().all(|g| *g == 0.0));
     assert_eq!(logits[SPAN..], [-0.5, 0.5]);
 
     let mut logits = [3e38f32, 0.0];
-    let found = loss_and_grad(&Pool::new(1), &mut logits, &[0], 2).unwrap();
+    let found = loss_and_grad(&Pool::new(1), &mut logits, &[0], 2, Terms::default()).unwrap();
     assert_eq!(found.loss, 0.0);
     assert_eq!(logits, [0.0, 0.0]);
 }
@@ -104,7 +135,8 @@ fn a_nan_reaches_the_loss() {
 #[test]
 fn only_ignored_rows() {
     let mut logits = [1.0f32, 2.0];
-    let found = loss_and_grad(&Pool::new(2), &mut logits, &[IGNORED_TARGET], 2).unwrap();
+    let found =
+        loss_and_grad(&Pool::new(2), &mut logits, &[IGNORED_TARGET], 2, Terms::default()).unwrap();
     assert_eq!(found, LossSum::default());
     assert_eq!(logits, [0.0, 0.0]);
 }
@@ -113,7 +145,8 @@ fn only_ignored_rows() {
 fn a_target_outside_of_the_vocabulary_is_named() {
     for bad in [3, -1] {
         let mut logits = [1.0f32; 9];
-        let error = loss_and_grad(&Pool::new(1), &mut logits, &[0, bad, 7], 3).unwrap_err();
+        let error = loss_and_grad(&Pool::new(1), &mut logits, &[0, bad, 7], 3, Terms::default())
+            .unwrap_err();
         assert_eq!(
             error,
             Error::Target { row: 1, target: bad, vocab_size: 3, ignored: IGNORED_TARGET }
@@ -134,6 +167,7 @@ fn all_levels_give_the_same_bits() {
                 logits: &mut logits,
                 targets: &targets,
                 vocab_size,
+                terms: Terms { z_loss: 1e-2, label_smoothing: 0.1 },
                 losses: &mut losses,
                 scratch: &mut Scratch::default(),
             });
