@@ -67,7 +67,8 @@ pub enum Probe {
 /// What a rank computes in one round of a step.
 #[derive(Debug)]
 pub struct Held {
-    /// The tokens; those of an earlier round where the rank has no micro-batch in this one.
+    /// The tokens; those of an earlier round where the rank has no micro-batch in this one. Draws
+    /// that they bring decide the labels of an estimate; without, they are drawn by key.
     pub tokens: Tokens,
     /// The micro-batch's global number in the step; none where the rank has none.
     pub number: Option<usize>,
@@ -158,7 +159,10 @@ impl Curvature {
             // Without a micro-batch the labels do not matter.
             let number = held.number.unwrap_or(0);
             let mut tokens = held.tokens.shallow_clone();
-            let draws = uniforms(self.seed, (step, number), numel);
+            let draws = match &held.tokens.draws {
+                Some(draws) => draws.shallow_clone(),
+                None => uniforms(self.seed, (step, number), numel),
+            };
             tokens.draws = Some(draws.to_device(layers.compute.device));
             let _loss = micro_step(layers, &tokens, round(index, rounds), traffic, clock)?;
             if held.number.is_some() {
@@ -258,9 +262,10 @@ fn whole_weights(
     Ok(weights)
 }
 
-/// `u (H u)` of the summed loss of a micro-batch, by parameter: the derivative of `g u` with `g`
-/// the gradient (Pearlmutter 1994, section 4).
-fn products(
+/// `u (H u)` of the summed loss of a micro-batch, by parameter, with `u` the `probes`: the derivative
+/// of `g u` with `g` the gradient (Pearlmutter 1994, "Fast exact multiplication by the Hessian",
+/// section 4). Weights are leaves that require gradients; a product has its parameter's shape.
+pub fn products(
     model: &PlainModel,
     weights: &NamedWeights,
     probes: &BTreeMap<String, Tensor>,
