@@ -88,6 +88,16 @@ pub struct Setting<'a> {
 }
 
 impl Curvature {
+    /// Passes forward and backward that the operations of an estimate come to.
+    pub fn passes(&self) -> u64 {
+        match self.estimator {
+            Estimator::GaussNewtonBartlett { .. } => 1,
+            // Three products of matrices for each weight, and then the derivatives by both factors
+            // of each of them.
+            Estimator::Hutchinson { .. } => 3,
+        }
+    }
+
     /// Whether the step after `step` steps begins with an estimate.
     pub fn is_due(&self, step: u64) -> bool {
         step.is_multiple_of(self.every)
@@ -288,6 +298,30 @@ pub fn products(
     });
     let named = weights.keys().zip(along);
     named.map(|(name, product)| (name.clone(), product * &probes[name])).collect()
+}
+
+/// The diagonals as they were before an estimate: 4 bytes for each of Sophia's parameters that this
+/// rank owns, until the step is known to be good.
+#[derive(Debug)]
+pub struct Before(Vec<Tensor>);
+
+impl Before {
+    /// Copies of the diagonals.
+    pub fn keep(units: &[UnitState]) -> Self {
+        Self(diagonals(units).map(Tensor::copy).collect())
+    }
+
+    /// Puts them back: the step's batch leaves no trace in them.
+    pub fn restore(self, units: &[UnitState]) {
+        for (diagonal, kept) in diagonals(units).zip(self.0) {
+            diagonal.shallow_clone().copy_(&kept);
+        }
+    }
+}
+
+fn diagonals(units: &[UnitState]) -> impl Iterator<Item = &Tensor> {
+    let states = units.iter().flat_map(|unit| &unit.states);
+    states.filter(|state| state.spec.kind == StateKind::Hessian).map(|state| &state.flat)
 }
 
 /// Folds the sums of a unit into the states of its parameters that keep an estimate.

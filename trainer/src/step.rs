@@ -6,7 +6,7 @@ use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
-use crate::curvature::{Curvature, Held, Setting};
+use crate::curvature::{Before, Curvature, Held, Setting};
 use crate::error::Error;
 use crate::gradients::Round;
 use crate::guard::{self, Tripped};
@@ -84,6 +84,9 @@ pub struct StepOutcome {
     pub lr: f64,
     /// Tokens of the step, all ranks.
     pub num_tokens: u64,
+    /// Passes forward and backward that the step's operations come to: one, and those of an
+    /// estimate of the curvature.
+    pub num_passes: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
     /// How far all ranks are with saving.
@@ -113,6 +116,9 @@ pub fn train_step(
     clock: &mut Clock,
 ) -> Result<StepOutcome, Error> {
     clock.begin_step(state.step + 1);
+    let curvature = recipe.curvature.as_ref().filter(|curvature| curvature.is_due(state.step));
+    let num_passes = 1 + curvature.map_or(0, Curvature::passes);
+    let before = curvature.filter(|_| recipe.guard.may_skip()).map(|_| Before::keep(&state.units));
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
     let (mine, micro_losses) = gradients(recipe, state, (batches, held), traffic, clock)?;
 
@@ -132,9 +138,21 @@ pub fn train_step(
     let lr = recipe.schedule.lr(state.step);
     let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
     let stop = stops > 0;
-    let outcome =
-        StepOutcome { loss, grad_norm, lr, num_tokens, stop, saves, micro_losses, tripped };
+    let outcome = StepOutcome {
+        loss,
+        grad_norm,
+        lr,
+        num_tokens,
+        num_passes,
+        stop,
+        saves,
+        micro_losses,
+        tripped,
+    };
     if tripped.is_some() {
+        if let Some(before) = before {
+            before.restore(&state.units);
+        }
         return Ok(outcome);
     }
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
