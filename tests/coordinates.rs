@@ -10,8 +10,8 @@ use crate::program::Program;
 
 /// What three steps of AdamW come to at a width of 32 times `factor` and a depth of 2 times `deeper`.
 fn after_steps(program: &Program, size: (usize, usize), parametrization: &str) -> Coordinates {
-    let rows = after_each_step(program, size, parametrization, &["optim.lr=5e-3"]);
-    rows.into_iter().last().expect("four rows")
+    let mut rows = after_each_step(program, size, parametrization, &["optim.lr=5e-3"]);
+    rows.pop().expect("four rows")
 }
 
 /// The same of any rule, and before each step.
