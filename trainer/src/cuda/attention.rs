@@ -59,7 +59,7 @@ pub struct Shape {
 /// nothing steps in for it.
 ///
 /// # Errors
-/// [`CudaError::Library`] if this libtorch has no such switch.
+/// [`CudaError::Switch`] if this libtorch has no such switch.
 pub fn allow(backend: Backend) -> Result<(), CudaError> {
     let alone = backend == Backend::Cudnn;
     let masks = matches!(backend, Backend::Flash | Backend::Efficient);
@@ -158,9 +158,7 @@ fn find(name: &CStr) -> Result<*mut c_void, CudaError> {
     // SAFETY: it looks a name up.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     if found.is_null() {
-        return Err(CudaError::Library {
-            library: "libtorch's switch for attention (libtorch 2.11)",
-        });
+        return Err(CudaError::Switch { name: name.to_string_lossy().into_owned() });
     }
     Ok(found)
 }

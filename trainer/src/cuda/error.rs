@@ -10,6 +10,14 @@ pub enum CudaError {
         /// Which.
         library: &'static str,
     },
+    /// A function of libtorch that is called by name is not there.
+    #[error(
+        "this libtorch has no {name}, by which attention's kernel is chosen; use 2.11, which scripts/setup fetches"
+    )]
+    Switch {
+        /// The name in the library.
+        name: String,
+    },
     /// A function of the driver or the compiler failed.
     #[error("{function} failed with {code}: {message}; gpu.fused = false does without it")]
     Refused {
