@@ -11,11 +11,12 @@ use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::stages::{GrowthStageTable, InitTable};
 use super::{
-    Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode, Policy, Probe,
-    Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale,
-    Tokenizer,
+    AttentionChoice, Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode,
+    Policy, Probe, Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype,
+    StepScale, Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
+use crate::model::fp8::Fp8;
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -45,6 +46,8 @@ pub(super) struct RunConfig {
     pub(super) schedule: ScheduleTable,
     #[serde(default)]
     pub(super) memory: MemoryTable,
+    #[serde(default)]
+    pub(super) gpu: GpuTable,
     #[serde(default)]
     pub(super) parallel: ParallelTable,
     #[serde(default)]
@@ -287,6 +290,14 @@ pub(super) struct MemoryTable {
     pub(super) recompute: Option<Recompute>,
     pub(super) logits_rows: Option<usize>,
     pub(super) optimizer: Option<Home>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GpuTable {
+    pub(super) fused: Option<bool>,
+    pub(super) attention: Option<AttentionChoice>,
+    pub(super) fp8: Option<Fp8>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

@@ -333,7 +333,9 @@ pub(super) const KEYS: &[Key] = &[
     key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),
     key("memory.logits_rows", Count, "the rows of the head computed at once, 0 to have it chosen"),
     key("memory.optimizer", OneOf(&["device", "host"]), "where masters and optimizer state live"),
-
+    key("gpu.fused", Flag, "whether layers use kernels of our own on a GPU"),
+    key("gpu.attention", OneOf(&["auto", "flash", "efficient", "cudnn", "math"]), "the kernel of attention on a GPU"),
+    key("gpu.fp8", OneOf(&["off", "tensor", "row"]), "what shares a scale in products of 8-bit numbers"),
     key("parallel.zero", Count, "the ZeRO stage, 0 to 3"),
     key("parallel.shard_degree", Count, "the ranks that hold one copy of the sharded state, 0 for all"),
     key("parallel.reduction", OneOf(&["exact", "fast"]), "how gradients are summed"),
@@ -367,13 +369,10 @@ pub(super) const KEYS: &[Key] = &[
     key("watchdog.stall_seconds", Number, "the seconds without progress of a stall, 0 for no watchdog"),
     key("watchdog.beat_seconds", Number, "the seconds between a rank's beats"),
     key("watchdog.address", Text, "the IP address to listen on for other hosts, \"\" to choose one"),
-
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),
     key("metrics.peak_tflops", Number, "the peak of one rank, 0 to have it measured"),
-
     key("profile.steps", Range, "the first and the last step that are traced, [0, 0] for none"),
-
     key("sample.tokens", Count, "the tokens of one sample, 0 for none"),
     key("sample.prompt", Text, "the text that a sample continues").only(Sampling),
     key("sample.temperature", Number, "the divisor of the logits, 0 for the largest").only(Sampling),

@@ -45,7 +45,12 @@ pub struct HeadGrads<'a> {
 impl Head {
     /// The output matrix at `index` of its unit.
     pub fn output_at(index: usize) -> Projection {
-        Projection { weights: index..index + 1, bias: None, orientation: Orientation::OutIn }
+        Projection {
+            weights: index..index + 1,
+            bias: None,
+            orientation: Orientation::OutIn,
+            may_be_fp8: false,
+        }
     }
 
     /// The summed cross-entropy over all positions that count, forward only.
@@ -91,9 +96,10 @@ impl Head {
             let mut logits = self.output.forward(compute, &weights.output, &h);
             let drawn = draws.as_mut().and_then(Iterator::next);
             let drawn = drawn.map(|draws| labels(compute, &logits, &targets, &draws));
-            let counts = targets.not_equal(kernel::IGNORED_TARGET);
             let targets = match drawn {
-                Some(drawn) => drawn.where_self(&counts, &targets),
+                Some(drawn) => {
+                    drawn.where_self(&targets.not_equal(kernel::IGNORED_TARGET), &targets)
+                }
                 None => targets,
             };
             sum += loss_and_grad(compute, &mut logits, &targets);
@@ -137,6 +143,9 @@ impl Head {
 
 /// The summed loss of one chunk; `logits` is overwritten by its gradient `softmax - onehot`.
 fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused_anywhere() {
+        return fused.loss_and_grad(logits, targets);
+    }
     if compute.has_kernels() {
         let columns = logits.size()[1] as usize;
         return per_element!(compute, E => {
@@ -157,6 +166,9 @@ fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Te
 
 /// The summed loss of one chunk.
 fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused_anywhere() {
+        return fused.loss_only(logits, targets);
+    }
     if compute.has_kernels() {
         let columns = logits.size()[1] as usize;
         return per_element!(compute, E => {

@@ -16,6 +16,7 @@ pub mod decoder;
 mod draw;
 pub mod embedding;
 pub mod facts;
+pub mod fp8;
 pub mod head;
 pub mod init;
 mod linear;

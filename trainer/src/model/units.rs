@@ -80,6 +80,8 @@ pub struct Projection {
     pub bias: Option<usize>,
     /// How each weight is stored; stacking needs [`Orientation::OutIn`].
     pub orientation: Orientation,
+    /// Whether its products may be of 8-bit numbers; those of the head are too delicate.
+    pub may_be_fp8: bool,
 }
 
 /// Indices of a norm's parameters in its unit.
@@ -197,7 +199,12 @@ fn llama_block(b: &mut Builder, spec: &DecoderSpec, (plain, writer): (Init, Init
     let (d, f) = (spec.hidden_size as i64, spec.intermediate_size as i64);
     let q = (spec.num_heads * spec.head_dim) as i64;
     let kv = (spec.num_kv_heads * spec.head_dim) as i64;
-    let several = |weights| Projection { weights, bias: None, orientation: Orientation::OutIn };
+    let several = |weights| Projection {
+        weights,
+        bias: None,
+        orientation: Orientation::OutIn,
+        may_be_fp8: true,
+    };
     let norm_attention = b.norm("input_layernorm", spec);
     let first = b.add("self_attn.q_proj.weight", &[q, d], Role::Matrix, plain);
     b.add("self_attn.k_proj.weight", &[kv, d], Role::Matrix, plain);
@@ -253,5 +260,10 @@ fn gpt2_block(b: &mut Builder, spec: &DecoderSpec, (plain, writer): (Init, Init)
 fn conv1d(b: &mut Builder, name: &str, shape: [i64; 2], init: Init) -> Projection {
     let weight = b.add(&format!("{name}.weight"), &shape, Role::Matrix, init);
     let bias = b.add(&format!("{name}.bias"), &shape[1..], Role::Bias, Init::Zeros);
-    Projection { weights: weight..weight + 1, bias: Some(bias), orientation: Orientation::InOut }
+    Projection {
+        weights: weight..weight + 1,
+        bias: Some(bias),
+        orientation: Orientation::InOut,
+        may_be_fp8: true,
+    }
 }

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod data;
+mod gpu;
 mod guard;
 mod init;
 mod model;
@@ -59,6 +60,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         optim,
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
+        gpu: gpu::resolve(&config.gpu, config.precision.unwrap_or(Precision::Bf16), &mut problems),
         parallel: parallel(config, &mut problems),
         eval: data.has_validation().then(|| EvalPlan {
             every: config.eval.every.unwrap_or(0),
