@@ -62,12 +62,11 @@ impl Entry {
         if let Some(bias) = self.bias {
             put_scalar(compute, params.1, bias, &dy.sum(compute.accumulation()));
         }
-        match (&self.norm, statistics) {
-            (Some(norm), Some(statistics)) => {
-                norm.backward(compute, params, (x, statistics), dy, past)
-            }
-            _ => past.map_or_else(|| dy.shallow_clone(), |past| dy + past),
-        }
+        let Some(norm) = &self.norm else {
+            return past.map_or_else(|| dy.shallow_clone(), |past| dy + past);
+        };
+        let statistics = statistics.expect("the forward of a norm returns its statistics");
+        norm.backward(compute, params, (x, statistics), dy, past)
     }
 }
 
@@ -177,17 +176,19 @@ impl Join {
         joined: &Joined,
         dy: &Tensor,
     ) -> Parted {
-        let ds = match (&self.norm, &joined.sum) {
-            (Some(norm), Some((sum, statistics))) => {
+        let ds = match &self.norm {
+            Some(norm) => {
+                let (sum, statistics) = joined.sum.as_ref().expect("kept where it is normed");
                 norm.backward(compute, params, (sum, statistics), dy, None)
             }
-            _ => dy.shallow_clone(),
+            None => dy.shallow_clone(),
         };
         let scaled = |factor: f64| if factor == 1.0 { ds.shallow_clone() } else { &ds * factor };
         let stream = scaled(self.skip);
-        let (Some(gain), Some(branch)) = (self.gain, &joined.branch) else {
+        let Some(gain) = self.gain else {
             return Parted { stream, branch: scaled(self.factor), gain: None };
         };
+        let branch = joined.branch.as_ref().expect("kept where a learned factor is on it");
         let kind = compute.accumulation();
         let wide = ds.to_kind(kind) * self.factor;
         let d_gain = (&wide * branch.to_kind(kind)).sum(kind);
