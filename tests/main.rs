@@ -27,6 +27,7 @@ mod recompute;
 mod resume;
 mod rules;
 mod saving;
+mod stopping;
 mod watchdog;
 mod whole;
 mod zero;
