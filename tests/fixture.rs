@@ -9,7 +9,8 @@ use grove::model::block::Recompute;
 use grove::model::compute::Compute;
 use grove::model::config::ModelConfig;
 use grove::model::decoder::{Decoder, RunOptions};
-use grove::model::units::{Init, UnitMap};
+use grove::model::init::fill;
+use grove::model::units::{Init, ParamSpec, UnitMap};
 use grove::pass::{Layers, Tokens, Traffic, micro_step};
 use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
@@ -29,6 +30,9 @@ pub(crate) fn adamw() -> Rule {
     let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps, weight_decay, state_dtype };
     RuleConfig::AdamW(config).build().expect("valid hyper-parameters")
 }
+
+/// Standard deviation of the parameters of a made model.
+const MADE_STD: f64 = 0.5;
 
 /// One stored model.
 pub(crate) struct Fixture {
@@ -72,6 +76,26 @@ impl Fixture {
             tensors.insert(format!("param.{}", param.name), values);
         }
         Self { config: config.clone(), tensors }
+    }
+
+    /// A model of this `config.json` whose parameters are far enough from each other that none of its
+    /// parts is linear and no two predictions are alike.
+    pub(crate) fn made(config: &str) -> Self {
+        let config = ModelConfig::from_hf_json(config).expect("a known family");
+        let compute = Compute::new(Device::Cpu, Kind::Double, 1);
+        let sequence_length = config.spec().max_positions;
+        let options = RunOptions { sequence_length, recompute: Recompute::None, logits_rows: 2 };
+        let mut tensors = BTreeMap::new();
+        for unit in Decoder::new(&compute, &config, options).units() {
+            for param in &unit.params {
+                let mut values = vec![0.0; param.shape.iter().product::<i64>() as usize];
+                let drawn = ParamSpec { init: Init::Normal(MADE_STD), ..param.clone() };
+                fill(3, &drawn, &mut values);
+                let values = Tensor::from_slice(&values).view(param.shape.as_slice());
+                tensors.insert(format!("param.{}", param.name), values);
+            }
+        }
+        Self { config, tensors }
     }
 
     pub(crate) fn get(&self, name: &str) -> &Tensor {

@@ -9,8 +9,8 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
-    ScheduleUnit,
+    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule,
+    Scaling as MuonScaling, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
@@ -20,7 +20,7 @@ use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
-use crate::model::scaling::Scaling;
+use crate::model::scaling::{MatrixStep, Scaling};
 use crate::pass::Documents;
 use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
@@ -284,6 +284,17 @@ fn weight_decay(plan: &Plan) -> Result<LrSchedule, Error> {
     Ok(LrSchedule::new(config, plan.run.steps)?)
 }
 
+/// What the rule of the matrices of blocks makes of them.
+fn matrix_step(plan: &Plan) -> MatrixStep {
+    match own_rule(plan, Role::Matrix).map_or(plan.optim.rule, config::RuleName::usual) {
+        Rule::Muon(muon) => match muon.scaling {
+            MuonScaling::Original => MatrixStep::Orthogonal,
+            MuonScaling::MatchRmsAdamw => MatrixStep::OrthogonalAtRms,
+        },
+        _ => MatrixStep::Entries,
+    }
+}
+
 fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
     let mut groups = Groups::default();
     for (name, role, group) in [
@@ -297,9 +308,10 @@ fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
         if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier, .. }) =
             plan.optim.groups.get(&name)
         {
-            group.lr_multiplier = lr_multiplier * scaling.lr(role);
+            let step = matrix_step(plan);
+            group.lr_multiplier = lr_multiplier * scaling.lr(role, step);
             group.weight_decay_multiplier =
-                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role);
+                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role, step);
         }
     }
     groups
