@@ -10,7 +10,7 @@ use grove::model::compute::Compute;
 use grove::model::config::ModelConfig;
 use grove::model::decoder::{Decoder, RunOptions};
 use grove::model::init::fill;
-use grove::model::units::{Init, ParamSpec};
+use grove::model::units::{Init, ParamSpec, UnitMap};
 use grove::pass::{Layers, Tokens, Traffic, micro_step};
 use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
@@ -60,6 +60,22 @@ impl Fixture {
             (name, Tensor::from_data_size(view.data(), &shape, kind))
         });
         Self { config, tensors: tensors.collect() }
+    }
+
+    /// A model of this config with weights at which nothing is trivial, and tokens.
+    pub(crate) fn drawn(config: &ModelConfig, seed: i64) -> Self {
+        tch::manual_seed(seed);
+        let spec = config.spec();
+        let shape = [2, spec.max_positions as i64 + 1];
+        let tokens = Tensor::randint(spec.vocab_size as i64, shape, (Kind::Int64, Device::Cpu));
+        let mut tensors = BTreeMap::from([("tokens".to_owned(), tokens)]);
+        for param in UnitMap::new(config).units.iter().flat_map(|unit| &unit.params) {
+            let noise = Tensor::randn(param.shape.as_slice(), (Kind::Double, Device::Cpu)) * 0.3;
+            let centered_at_one = param.init == Init::Ones;
+            let values = if centered_at_one { noise + 1.0 } else { noise };
+            tensors.insert(format!("param.{}", param.name), values);
+        }
+        Self { config: config.clone(), tensors }
     }
 
     /// A model of this `config.json` whose parameters are far enough from each other that none of its

@@ -150,6 +150,7 @@ fn own_rule(plan: &Plan, role: Role) -> Option<config::RuleName> {
         Role::Norm => Group::Norm,
         Role::Bias => Group::Bias,
         Role::Head => Group::Head,
+        Role::Scalar => Group::Scalar,
     };
     plan.optim.groups.get(&group).and_then(|plan| plan.rule)
 }
@@ -179,6 +180,7 @@ fn by_role(plan: &Plan, scaling: &Scaling) -> Result<ByRole, Error> {
         norm: rule(Role::Norm)?,
         bias: rule(Role::Bias)?,
         head: rule(Role::Head)?,
+        scalar: rule(Role::Scalar)?,
     })
 }
 
@@ -301,6 +303,7 @@ fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
         (Group::Norm, Role::Norm, &mut groups.norm),
         (Group::Bias, Role::Bias, &mut groups.bias),
         (Group::Head, Role::Head, &mut groups.head),
+        (Group::Scalar, Role::Scalar, &mut groups.scalar),
     ] {
         if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier, .. }) =
             plan.optim.groups.get(&name)

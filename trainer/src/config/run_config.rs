@@ -15,7 +15,7 @@ use super::{
     Policy, Probe, Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype,
     StepScale, Tokenizer,
 };
-use crate::model::config::{Parametrization, Precision};
+use crate::model::config::{BranchGain, NormPlacement, Parametrization, Precision};
 use crate::model::fp8::Fp8;
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
@@ -125,6 +125,7 @@ pub(super) struct ModelTable {
     pub(super) _activation_function: Option<String>,
     pub(super) tie_word_embeddings: Option<bool>,
     pub(super) initializer_range: Option<f64>,
+    pub(super) residual: Option<ResidualTable>,
     pub(super) parametrization: Option<Parametrization>,
     pub(super) base_hidden_size: Option<usize>,
     pub(super) base_head_dim: Option<usize>,
@@ -139,6 +140,15 @@ pub(super) struct RopeTable {
     pub(super) original_max_position_embeddings: Option<usize>,
     pub(super) beta_fast: Option<f64>,
     pub(super) beta_slow: Option<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResidualTable {
+    pub(super) norm: Option<NormPlacement>,
+    pub(super) gain: Option<BranchGain>,
+    pub(super) skip: Option<f64>,
+    pub(super) scalar_biases: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -248,6 +258,7 @@ pub(super) struct GroupTables {
     pub(super) norm: GroupTable,
     pub(super) bias: GroupTable,
     pub(super) head: GroupTable,
+    pub(super) scalar: GroupTable,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]

@@ -72,6 +72,8 @@ pub(super) enum Applies {
     Biases,
     /// Where the head is a parameter of its own.
     OwnHead,
+    /// Where the residual form has learned numbers.
+    Scalars,
     /// With weight decay at all.
     Decay,
     /// With a model to start from.
@@ -124,8 +126,8 @@ impl Key {
 
 use Applies::{
     Biases, Decay, DecayShape, Documents, Family, From, GoesOn, Mixture, Mode, OneSource, OwnHead,
-    Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Schedule,
-    Spikes, Validation,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Scalars,
+    Schedule, Spikes, Validation,
 };
 use Kind::{
     Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Tables, Text, Tokenizer,
@@ -240,12 +242,16 @@ pub(super) const KEYS: &[Key] = &[
     key("model.activation_function", OneOf(&["gelu_new"]), "the MLP's activation").only(GPT2),
     key("model.tie_word_embeddings", Flag, "whether the head is the embedding"),
     key("model.initializer_range", Number, "the standard deviation of the initial weights"),
+    key("model.residual.norm", OneOf(&["pre", "post", "sub", "none"]), "where norms stand"),
+    key("model.residual.gain", OneOf(&["none", "branch", "block"]), "which learned factor a branch has"),
+    key("model.residual.skip", Number, "the factor on the stream past a branch"),
+    key("model.residual.scalar_biases", Flag, "whether a learned number is added before each layer"),
     key("model.parametrization", OneOf(&["standard", "mup", "complete_p"]), "how init, updates and multipliers depend on the size").only(LLAMA),
     key("model.base_hidden_size", Count, "the width that the hyper-parameters were tuned at").only(LLAMA).and(SCALED),
     key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
     key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
 
-    key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero"]), "how initial weights are drawn"),
+    key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero", "fixup", "skipinit", "rezero", "t_fixup", "deepnorm", "subln"]), "how initial weights are drawn"),
     key("init.from", InputPath, "the folder of a model to start from"),
     key("init.growth.depth", OneOf(&["stack", "interpolate", "zero_insert", "identity_insert", "lemon"]), "where added blocks come from").only(From),
     key("init.growth.width", OneOf(&["equal", "uneven", "aki"]), "how copies share what they read").only(From),
@@ -317,6 +323,9 @@ pub(super) const KEYS: &[Key] = &[
     key("optim.groups.head.rule", OneOf(RULES), "the group's own update rule").only(OwnHead),
     key("optim.groups.head.lr_multiplier", Number, "a factor on lr").only(OwnHead),
     key("optim.groups.head.weight_decay_multiplier", Number, "a factor on weight_decay").only(OwnHead).and(Decay),
+    key("optim.groups.scalar.rule", OneOf(RULES), "the group's own update rule").only(Scalars),
+    key("optim.groups.scalar.lr_multiplier", Number, "a factor on lr").only(Scalars),
+    key("optim.groups.scalar.weight_decay_multiplier", Number, "a factor on weight_decay").only(Scalars).and(Decay),
 
     key("schedule.kind", OneOf(&["constant", "cosine", "linear", "inverse_sqrt", "wsd"]), "the shape after the warm-up"),
     key("schedule.warmup_steps", Count, "the steps of linear warm-up"),

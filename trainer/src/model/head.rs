@@ -3,9 +3,10 @@
 
 use tch::{Kind, Tensor};
 
+use super::branch::Entry;
 use super::compute::{Compute, per_element};
 use super::draw::labels;
-use super::norm::{Norm, NormStatistics};
+use super::norm::NormStatistics;
 use super::units::{Orientation, Projection};
 use super::views::{Accumulate, Grads, Weights};
 use crate::kernel::{cross_entropy as kernel, view};
@@ -13,8 +14,8 @@ use crate::kernel::{cross_entropy as kernel, view};
 /// The final norm and the output matrix, which is the token embedding itself when tied.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The norm before the output product.
-    pub norm: Norm,
+    /// What stands before the output product.
+    pub entry: Entry,
     /// The output matrix `[V, D]` in its unit.
     pub output: Projection,
     /// Rows of logits held at once.
@@ -108,7 +109,7 @@ impl Head {
         }
         let dh = if self.multiplier == 1.0 { dh } else { dh * self.multiplier };
         let params = (&weights.norm, &grads.norm);
-        (sum, self.norm.backward(compute, params, (x, &statistics), &dh, None))
+        (sum, self.entry.backward(compute, params, (x, statistics.as_ref()), &dh, None))
     }
 
     /// The logits of all rows of `x`, for sampling and tests.
@@ -126,8 +127,8 @@ impl Head {
         compute: &Compute,
         weights: &HeadWeights<'_>,
         x: &Tensor,
-    ) -> (Tensor, NormStatistics) {
-        let (h, statistics) = self.norm.forward(compute, &weights.norm, x);
+    ) -> (Tensor, Option<NormStatistics>) {
+        let (h, statistics) = self.entry.forward(compute, &weights.norm, x);
         let h = if self.multiplier == 1.0 { h } else { h * self.multiplier };
         (h, statistics)
     }

@@ -10,6 +10,7 @@
 pub mod activation;
 pub mod attention;
 pub mod block;
+pub mod branch;
 pub mod compute;
 pub mod config;
 pub mod decoder;
@@ -22,6 +23,7 @@ pub mod init;
 mod linear;
 pub mod norm;
 pub mod plain;
+pub mod residual;
 pub mod rope_scaling;
 pub mod rotary;
 pub mod scaling;

@@ -9,7 +9,7 @@
 //!                     init std           learning rate   weight decay   eps of Adam
 //! embedding, head     sigma              lr              wd             eps / m
 //! matrices of blocks  sigma / sqrt(m)    lr / m          wd * m         eps / (m l)
-//! norms, biases       1, 0               lr              wd             eps / (m l)
+//! norms, biases, scalars  1, 0           lr              wd             eps / (m l)
 //! ```
 //!
 //! The learning rate of matrices is for steps whose entries keep their size, as those of Adam and of
@@ -101,7 +101,9 @@ impl Scaling {
     pub fn eps(&self, role: Role) -> f64 {
         match role {
             Role::Embedding | Role::Head => 1.0 / self.width,
-            Role::Matrix | Role::Norm | Role::Bias => 1.0 / (self.width * self.depth),
+            Role::Matrix | Role::Norm | Role::Bias | Role::Scalar => {
+                1.0 / (self.width * self.depth)
+            }
         }
     }
 }

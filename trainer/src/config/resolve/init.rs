@@ -14,7 +14,7 @@ use crate::model::config::ModelConfig;
 pub(super) fn resolve(table: &InitTable, problems: &mut Problems) -> InitPlan {
     let growth = table.growth.as_ref();
     InitPlan {
-        scheme: table.scheme.unwrap_or(InitScheme::Gpt2),
+        scheme: table.scheme.unwrap_or_default(),
         from: table.from.clone(),
         growth: growth.map(|growth| growth_plan(growth, "init.growth", problems)),
     }
@@ -126,6 +126,7 @@ fn stage_plan(
         }
     };
     let schedule = stage.schedule.unwrap_or(PhaseMode::Continue);
-    let model = model::resolve(&table, sequence_length, problems)?;
+    // Initial values are drawn once, so that no scheme brings a form here.
+    let model = model::resolve(&table, InitScheme::Gpt2, sequence_length, problems)?;
     Some(GrowthStage { at_step: stage.at_step, schedule, growth, model })
 }

@@ -8,6 +8,7 @@ mod guard;
 mod init;
 mod model;
 mod optim;
+mod residual;
 mod schedule;
 mod whole;
 
@@ -41,7 +42,8 @@ const KEEP_GATHERED_NUMEL: usize = 100_000;
 pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
     let mut problems = Problems(Vec::new());
     let batch = batch(config, &mut problems);
-    let model = model::resolve(&config.model, batch.sequence_length, &mut problems);
+    let scheme = config.init.scheme.unwrap_or_default();
+    let model = model::resolve(&config.model, scheme, batch.sequence_length, &mut problems);
     let Some(model) = model else {
         return Err(ConfigErrors { problems: problems.0 });
     };
