@@ -83,7 +83,7 @@ fn outcomes(predictions: &[Prediction]) -> Vec<(Vec<usize>, f64)> {
 /// Uniform numbers by micro-batch that choose these labels: near one end of a label's interval and
 /// near the other in turns, so that a wrong cumulated probability chooses a wrong label.
 fn draws(predictions: &[Prediction], labels: &[usize], is_low: bool) -> Vec<Tensor> {
-    let mut draws = vec![vec![0.5; 2], vec![0.5; 3]];
+    let mut draws = [vec![0.5; 2], vec![0.5; 3]];
     for (Prediction { at: (number, place), probabilities, .. }, &label) in
         predictions.iter().zip(labels)
     {

@@ -44,7 +44,8 @@ fn hadamard(fixture: &Fixture, index: usize) -> BTreeMap<String, Tensor> {
     let mut row = 0usize;
     let mut probe = BTreeMap::new();
     for (name, tensor) in fixture.params() {
-        let sign = |row: usize| if (row & index).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign =
+            |row: usize| if (row & index).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let values: Vec<f64> = (row..row + tensor.numel()).map(sign).collect();
         row += tensor.numel();
         probe.insert(name, Tensor::from_slice(&values).view(tensor.size().as_slice()));
