@@ -3,7 +3,7 @@
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
 //! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives,
 //! `coordinates` one width with another; `documents` and `data` pack and mix; `families`, `rules`,
-//! `whole`, `resume`, `growth`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on
+//! `whole`, `resume`, `growth`, `inheritance`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on
 //! two hosts; `cli` checks what it says, `layering` what may name what.
 
 mod cli;
@@ -18,6 +18,7 @@ mod fixture;
 mod growth;
 mod guard;
 mod hosts;
+mod inheritance;
 mod layering;
 mod parity;
 mod program;

@@ -222,8 +222,7 @@ fn head(
         norm: grads_of(last, &norm_gradient),
         output: grads_of(output, &output_gradient),
     };
-    let labels = (&tokens.targets, tokens.draws.as_ref());
-    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, labels);
+    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, tokens.labels());
     walk.release(last);
     walk.release(output);
     walk.reduce(&units[last], norm_gradient, round)?;
@@ -289,6 +288,25 @@ pub fn logits(
     let Layers { model, compute, .. } = layers;
     let inputs = (inputs, segments);
     with_head(layers, inputs, traffic, |weights, x| model.head.logits(compute, weights, &x))
+}
+
+/// What the output matrix is applied to, at every position.
+///
+/// # Shapes
+/// - `inputs`: `[B, S]` i64; returns `[B * S, D]` in the compute dtype
+///
+/// # Errors
+/// As [`loss_sum`].
+///
+/// # Collectives
+/// As [`loss_sum`].
+pub fn hidden(
+    layers: Layers<'_>,
+    inputs: (&Tensor, Option<&Segments>),
+    traffic: &mut Traffic<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    let Layers { model, compute, .. } = layers;
+    with_head(layers, inputs, traffic, |weights, x| model.head.hidden(compute, weights, &x))
 }
 
 /// The logits of one position of a single sequence, f32 `[V]`.

@@ -9,8 +9,8 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule, Schedule,
-    ScheduleUnit,
+    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, Plan, Recompute as Wanted,
+    Reduction, Rule, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
@@ -26,6 +26,7 @@ use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
+use crate::teacher::{Distillation, Fading};
 
 /// The recipe of a plan for one of `degree` ranks.
 ///
@@ -44,6 +45,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         schedule: schedule(plan)?,
         weight_decay: weight_decay(plan)?,
         curvature: curvature(plan),
+        distillation: plan.distill.as_ref().map(distillation),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
         guard: guard::Rules::new(&plan.guard),
@@ -233,6 +235,17 @@ fn curvature(plan: &Plan) -> Option<Curvature> {
         _ => None,
     })?;
     Some(Curvature { every, estimator, seed: plan.seed })
+}
+
+/// When a teacher counts; it is read when it does.
+fn distillation(plan: &DistillPlan) -> Distillation {
+    let fading = match plan.decay {
+        DistillDecay::Linear => Fading::Linear,
+        DistillDecay::Cosine => Fading::Cosine,
+        DistillDecay::Constant => Fading::Constant,
+    };
+    let DistillPlan { weight, steps, temperature, .. } = *plan;
+    Distillation { weight, steps, fading, temperature, teacher: None }
 }
 
 fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {

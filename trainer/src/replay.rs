@@ -13,6 +13,7 @@ use crate::corpus::Data;
 use crate::error::Error;
 use crate::folder::keep_past;
 use crate::gradients::Round;
+use crate::growth::inherit::teach;
 use crate::guard::Exclusions;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
@@ -75,7 +76,7 @@ pub fn replay(
 ) -> Result<Replay, Error> {
     let black_box = BlackBox::open(folder)?;
     let plan = &black_box.plan;
-    let recipe = recipe(plan, compute, 1)?;
+    let mut recipe = recipe(plan, compute, 1)?;
     let sharding = Sharding::new(Placement::alone(), alone)?;
     let mut state = allocate(plan, &recipe, &sharding)?;
     let before = black_box.report.step - 1;
@@ -94,8 +95,9 @@ pub fn replay(
         if let Some(checkpoint) = &checkpoint {
             keep_past(plan, &mut data, checkpoint, &state.history.excluded)?;
         }
-        advance((plan, &recipe, &data), &mut state, &mut traffic, (alone, before))?;
+        advance((plan, &mut recipe, &data), &mut state, &mut traffic, (alone, before))?;
     }
+    teach(plan, alone, &mut recipe, state.step)?;
     look(&black_box, &recipe, &state, &mut traffic)
 }
 
@@ -118,7 +120,7 @@ fn nearest(folder: &Path, from: &From, before: u64) -> Result<Option<Checkpoint>
 
 /// Trains up to step `before`, as the run did.
 fn advance(
-    (plan, recipe, data): (&Plan, &Recipe, &Data),
+    (plan, recipe, data): (&Plan, &mut Recipe, &Data),
     state: &mut RunState,
     traffic: &mut Traffic<'_>,
     (alone, before): (&dyn Collective, u64),
@@ -127,6 +129,7 @@ fn advance(
     let (stop, mut clock) = (StopRequest::never(), Clock::new());
     let word = Word { stop: &stop, saves: SaveCounts::default() };
     while state.step < before {
+        teach(plan, alone, recipe, state.step)?;
         let outcome = train_step(recipe, state, &mut batches, traffic, word, &mut clock)?;
         let Some(tripped) = outcome.tripped else { continue };
         if tripped.policy != Policy::Skip {
@@ -160,7 +163,8 @@ fn look(
     for index in 0..count {
         let batch = black_box.micro_batch(index)?;
         num_tokens += batch.num_targets();
-        let tokens = Tokens::of_batch(layers.compute, &batch, recipe.documents);
+        let mut tokens = Tokens::of_batch(layers.compute, &batch, recipe.documents);
+        tokens.lesson = recipe.lesson(&tokens, state.step)?;
         let outputs = unit_outputs(layers, &tokens);
         let loss = loss_sum(layers, &tokens, traffic)?.double_value(&[]);
         let round = Round { first: index == 0, last: index + 1 == count, contributes: true };

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
+use crate::growth::inherit::teach;
 use crate::growth::start;
 use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
@@ -231,6 +232,10 @@ impl<'a> Run<'a> {
             return self.interrupt();
         }
         while self.state.step < self.end {
+            let taught = teach(self.plan, self.collective, &mut self.recipe, self.state.step)?;
+            if let Some(line) = taught {
+                self.sinks.progress().note(&line);
+            }
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
             if self.plan.profile.covers(self.state.step + 1) {
@@ -280,7 +285,8 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, outcome: &StepOutcome, started: Instant) {
-        let flops_per_token = u128::from(self.plan.derived.flops_per_token);
+        let taught = outcome.distilled.map_or(0, |distilled| distilled.flops_per_token);
+        let flops_per_token = u128::from(self.plan.derived.flops_per_token + taught);
         self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
         let spent = Spent {
             communication: self.collective.ledger().take_step(),

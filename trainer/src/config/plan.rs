@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod data;
+mod distill;
 mod guard;
 mod init;
 mod optim;
@@ -18,6 +19,7 @@ use crate::model::config::{ModelConfig, Precision};
 
 pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
+pub use distill::{DistillDecay, DistillPlan};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::{
     DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, ResidualGrowth,
@@ -47,6 +49,9 @@ pub struct Plan {
     /// What the weights start from.
     #[serde(default)]
     pub init: InitPlan,
+    /// A teacher to learn from; none if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillPlan>,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.

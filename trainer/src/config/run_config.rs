@@ -11,8 +11,8 @@ use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::stages::{GrowthStageTable, InitTable};
 use super::{
-    Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode, Policy, Probe,
-    Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale,
+    Backend, DecayShape, Device, DistillDecay, Home, Meaning, OnChange, Packing, PhaseMode, Policy,
+    Probe, Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale,
     Tokenizer,
 };
 use crate::model::config::{Parametrization, Precision};
@@ -33,6 +33,8 @@ pub(super) struct RunConfig {
     pub(super) init: InitTable,
     #[serde(default)]
     pub(super) growth: Vec<GrowthStageTable>,
+    #[serde(default)]
+    pub(super) distill: DistillTable,
     /// `[model]` as written, which stages change.
     #[serde(skip)]
     pub(super) written_model: Table,
@@ -143,6 +145,16 @@ pub(super) struct RopeTable {
 pub(super) enum Family {
     Llama,
     Gpt2,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DistillTable {
+    pub(super) teacher: Option<PathBuf>,
+    pub(super) weight: Option<f64>,
+    pub(super) steps: Option<u64>,
+    pub(super) decay: Option<DistillDecay>,
+    pub(super) temperature: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

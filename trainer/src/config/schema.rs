@@ -76,6 +76,8 @@ pub(super) enum Applies {
     Decay,
     /// With a model to start from.
     From,
+    /// With a teacher.
+    Teacher,
     /// With one of these `model.rope_scaling.rope_type`s.
     RopeType(&'static [&'static str]),
     /// With spikes looked for.
@@ -125,7 +127,7 @@ impl Key {
 use Applies::{
     Biases, Decay, DecayShape, Documents, Family, From, GoesOn, Mixture, Mode, OneSource, OwnHead,
     Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Schedule,
-    Spikes, Validation,
+    Spikes, Teacher, Validation,
 };
 use Kind::{
     Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Tables, Text, Tokenizer,
@@ -253,6 +255,12 @@ pub(super) const KEYS: &[Key] = &[
     key("init.growth.split_std", Number, "the deviation of an uneven split, in that of initial weights").only(From),
     key("init.growth.learn_steps", Count, "the steps in which the map is learned, 0 for none").only(From),
     key("init.growth.moments", OneOf(&["map", "zero", "fresh"]), "what becomes of the optimizer's state").only(From),
+
+    key("distill.teacher", InputPath, "the folder of a smaller model to learn from"),
+    key("distill.weight", Number, "the teacher's weight at the first step").only(Teacher),
+    key("distill.steps", Count, "the steps after which its weight is 0").only(Teacher),
+    key("distill.decay", OneOf(&["linear", "cosine", "constant"]), "how its weight falls").only(Teacher),
+    key("distill.temperature", Number, "the divisor of both models' logits").only(Teacher),
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),

@@ -7,6 +7,7 @@ pub mod compose;
 pub mod depth;
 pub mod error;
 pub mod filling;
+pub mod inherit;
 pub mod ligo;
 pub mod moments;
 mod noise;

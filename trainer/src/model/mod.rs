@@ -18,6 +18,7 @@ pub mod embedding;
 pub mod facts;
 pub mod head;
 pub mod init;
+pub mod lesson;
 mod linear;
 pub mod norm;
 pub mod plain;

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod data;
+mod distill;
 mod guard;
 mod init;
 mod model;
@@ -76,6 +77,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             cooldown_steps,
             ..tokens(&batch, steps, &mut problems)
         },
+        distill: distill::resolve(&config.distill, steps, &mut problems),
         init: init::resolve(&config.init, &mut problems),
         growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
