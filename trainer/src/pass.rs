@@ -165,6 +165,7 @@ pub fn micro_step(
     let mut saved = Vec::with_capacity(num_blocks);
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks) {
         let flat = walk.next(Phase::Forward)?;
+        let pass = model.through(&pass, index - 1);
         let (y, kept) = model.block.forward(&pass, &weights(unit, &flat), x, model.recompute);
         saved.push(kept);
         x = y;
@@ -181,6 +182,7 @@ pub fn micro_step(
         let grads =
             Grads { layout: &unit.layout, flat: &gradient, accumulate: Accumulate::Overwrite };
         let kept = saved.pop().expect("one for each block");
+        let pass = model.through(&pass, index - 1);
         dx = model.block.backward(&pass, (&weights(unit, &flat), &grads), kept, dx);
         walk.release(index);
         walk.reduce(unit, gradient, round)?;
@@ -350,6 +352,7 @@ fn with_head<T>(
     let (last, output) = (units.len() - 1, model.output_unit());
     for (index, unit) in units.iter().enumerate().take(last).skip(1) {
         let flat = walk.next(Phase::Forward)?;
+        let pass = model.through(&pass, index - 1);
         x = model.block.forward(&pass, &weights(unit, &flat), x, Recompute::Block).0;
         walk.release(index);
     }

@@ -9,8 +9,8 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, Plan, Recompute as Wanted,
-    Reduction, Rule, Schedule, ScheduleUnit,
+    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, Plan, RampPlan,
+    Recompute as Wanted, Reduction, Rule, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
@@ -20,6 +20,7 @@ use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
+use crate::model::ramp::Ramp;
 use crate::model::scaling::Scaling;
 use crate::pass::Documents;
 use crate::rules::Rules;
@@ -34,6 +35,7 @@ use crate::teacher::{Distillation, Fading};
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
+    let model = model.with_ramp(&compute, ramp_of(plan), 0);
     let scaling = model.spec.scaling;
     let rules = rules(plan, &scaling)?;
     Ok(Recipe {
@@ -56,6 +58,12 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
             Some(false) | None => Documents::Together,
         },
     })
+}
+
+/// The masks of the stage that a plan is of.
+pub fn ramp_of(plan: &Plan) -> Option<Ramp> {
+    let RampPlan { from_step, steps, blocks, heads, neurons } = plan.ramp.clone()?;
+    Some(Ramp { from_step, steps, blocks, heads, neurons })
 }
 
 /// The update rules of a plan.

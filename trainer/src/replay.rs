@@ -98,6 +98,7 @@ pub fn replay(
         advance((plan, &mut recipe, &data), &mut state, &mut traffic, (alone, before))?;
     }
     teach(plan, alone, &mut recipe, state.step)?;
+    recipe.model.mask_at(&recipe.compute, state.step);
     look(&black_box, &recipe, &state, &mut traffic)
 }
 
@@ -130,6 +131,7 @@ fn advance(
     let word = Word { stop: &stop, saves: SaveCounts::default() };
     while state.step < before {
         teach(plan, alone, recipe, state.step)?;
+        recipe.model.mask_at(&recipe.compute, state.step);
         let outcome = train_step(recipe, state, &mut batches, traffic, word, &mut clock)?;
         let Some(tripped) = outcome.tripped else { continue };
         if tripped.policy != Policy::Skip {
@@ -201,6 +203,7 @@ fn unit_outputs(layers: Layers<'_>, tokens: &Tokens) -> Vec<(String, Size)> {
     let mut x = embedding::forward(compute, &weights(0), &tokens.inputs, positions);
     let mut outputs = vec![(units[0].spec.name.clone(), Size::of(&x))];
     for (index, unit) in units.iter().enumerate().take(units.len() - 1).skip(1) {
+        let pass = model.through(&pass, index - 1);
         x = model.block.forward(&pass, &weights(index), x, Recompute::Block).0;
         outputs.push((unit.spec.name.clone(), Size::of(&x)));
     }

@@ -143,7 +143,9 @@ pub fn step_record(
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
-        distill: outcome.distilled.map(|it| DistillRecord { loss: it.loss, weight: it.weight }),
+        distill: outcome
+            .distilled
+            .map(|it| Box::new(DistillRecord { loss: it.loss, weight: it.weight })),
         skipped: outcome.tripped.map(|tripped| tripped.trip),
     }
 }

@@ -236,6 +236,7 @@ impl<'a> Run<'a> {
             if let Some(line) = taught {
                 self.sinks.progress().note(&line);
             }
+            self.recipe.model.mask_at(&self.recipe.compute, self.state.step);
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
             if self.plan.profile.covers(self.state.step + 1) {
@@ -322,6 +323,7 @@ impl<'a> Run<'a> {
         let eval =
             self.plan.eval.expect("an evaluation is due only where there is validation data");
         self.clock.show("eval");
+        self.recipe.model.mask_at(&self.recipe.compute, self.state.step);
         let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let layers = self.recipe.layers(&self.state);
         let batches = (&self.validation[..], eval.batches);

@@ -39,10 +39,10 @@ pub use plan::{
     DataSource, DecayShape, DepthGrowth, Derived, Device, DistillDecay, DistillPlan, EvalPlan,
     GalorePlan, Group, GroupPlan, GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan, InitScheme,
     Meaning, MemoryPlan, MetricsPlan, MomentGrowth, MuonPlan, OnChange, OptimPlan, Packing,
-    ParallelPlan, PhaseMode, Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction,
-    ResidualGrowth, RestPlan, Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan,
-    ScheduleUnit, SoapPlan, SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation,
-    WatchdogPlan, WidthGrowth,
+    ParallelPlan, PhaseMode, Plan, Policy, Probe, Products, ProfilePlan, RampPlan, Recompute,
+    Reduction, ResidualGrowth, RestPlan, Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule,
+    SchedulePlan, ScheduleUnit, SoapPlan, SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer,
+    Validation, WatchdogPlan, WidthGrowth,
 };
 use run_config::RunConfig;
 

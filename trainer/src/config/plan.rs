@@ -7,6 +7,7 @@ mod distill;
 mod guard;
 mod init;
 mod optim;
+mod ramp;
 mod schedule;
 mod whole;
 
@@ -27,6 +28,7 @@ pub use init::{
 };
 pub(in crate::config) use optim::decays;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
+pub use ramp::RampPlan;
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 pub use whole::{
     AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
@@ -86,6 +88,9 @@ pub struct Plan {
     /// The stages in which the model grows, in order; `model` is the one before them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<GrowthStage>,
+    /// The masks of the stage that this plan is of; none if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<RampPlan>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }

@@ -250,10 +250,11 @@ pub(super) const KEYS: &[Key] = &[
     key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero"]), "how initial weights are drawn"),
     key("init.from", InputPath, "the folder of a model to start from"),
     key("init.growth.depth", OneOf(&["stack", "interpolate", "zero_insert", "identity_insert", "lemon"]), "where added blocks come from").only(From),
-    key("init.growth.width", OneOf(&["equal", "uneven", "aki"]), "how copies share what they read").only(From),
+    key("init.growth.width", OneOf(&["equal", "uneven", "aki", "random"]), "how copies share what they read").only(From),
     key("init.growth.residual", OneOf(&["copy", "zero_pad"]), "what new residual channels hold").only(From),
     key("init.growth.split_std", Number, "the deviation of an uneven split, in that of initial weights").only(From),
     key("init.growth.learn_steps", Count, "the steps in which the map is learned, 0 for none").only(From),
+    key("init.growth.mask_steps", Count, "the steps in which masks over what was added rise, 0 for none").only(From),
     key("init.growth.moments", OneOf(&["map", "zero", "fresh"]), "what becomes of the optimizer's state").only(From),
 
     key("distill.teacher", InputPath, "the folder of a smaller model to learn from"),

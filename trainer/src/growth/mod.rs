@@ -1,6 +1,7 @@
 #![doc = include_str!("README.md")]
 
 pub mod anatomy;
+pub mod appended;
 pub mod axis;
 pub mod certificate;
 pub mod compose;

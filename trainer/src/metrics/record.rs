@@ -126,7 +126,7 @@ pub struct StepRecord {
     pub total_flops: f64,
     /// A teacher's part, where one counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub distill: Option<DistillRecord>,
+    pub distill: Option<Box<DistillRecord>>,
     /// Why the step counts without its update, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Trip>,

@@ -10,6 +10,7 @@ use super::attention::{Attention, AttentionOutput};
 use super::compute::Compute;
 use super::config::Mlp;
 use super::norm::{Norm, NormStatistics};
+use super::ramp::{Mask, masked};
 use super::rotary::{Rotary, Turn};
 use super::units::Projection;
 use super::views::{Grads, Weights};
@@ -55,6 +56,8 @@ pub struct Pass<'a> {
     pub attention: Attention<'a>,
     /// The rotary tables, in families that rotate.
     pub rotary: Option<&'a Rotary>,
+    /// What is masked in the block at hand.
+    pub mask: Mask<'a>,
 }
 
 /// Kept from a block's forward: its input, and the inner values unless the whole is recomputed.
@@ -109,7 +112,7 @@ impl Block {
     ) -> (Tensor, Saved) {
         let mut inner = self.inner(pass, weights, &x);
         let act = inner.act.as_ref().expect("just computed");
-        let y = self.add(&self.down, (pass.compute, weights), act, &inner.x2);
+        let y = self.add(&self.down, (pass, weights), &masked(act, pass.mask.neurons), &inner.x2);
         if recompute == Recompute::Elementwise {
             (inner.h_attention, inner.h_mlp, inner.act) = (None, None, None);
         }
@@ -130,41 +133,45 @@ impl Block {
     ) -> Tensor {
         let Saved { x, inner } = saved;
         let mut inner = inner.unwrap_or_else(|| self.inner(pass, weights, &x));
-        let dx2 = self.backward_mlp(pass.compute, (weights, grads), &mut inner, &dy);
+        let dx2 = self.backward_mlp(pass, (weights, grads), &mut inner, &dy);
         drop(dy);
         self.backward_attention(pass, (weights, grads), (&x, inner), &dx2)
     }
 
-    /// `stream + residual * projection(x)`.
+    /// `stream + residual * mask * projection(x)`.
     fn add(
         &self,
         projection: &Projection,
-        (compute, weights): (&Compute, &Weights<'_>),
+        (pass, weights): (&Pass<'_>, &Weights<'_>),
         x: &Tensor,
         stream: &Tensor,
     ) -> Tensor {
-        if self.residual == 1.0 {
-            return projection.forward_add(compute, weights, x, stream);
+        let factor = self.residual * pass.mask.branch;
+        if factor == 1.0 {
+            return projection.forward_add(pass.compute, weights, x, stream);
         }
-        stream + projection.forward(compute, weights, x) * self.residual
+        stream + projection.forward(pass.compute, weights, x) * factor
     }
 
     /// A gradient of the residual stream as what a layer added sees it.
-    fn scaled(&self, gradient: &Tensor) -> Tensor {
-        if self.residual == 1.0 { gradient.shallow_clone() } else { gradient * self.residual }
+    fn scaled(&self, pass: &Pass<'_>, gradient: &Tensor) -> Tensor {
+        let factor = self.residual * pass.mask.branch;
+        if factor == 1.0 { gradient.shallow_clone() } else { gradient * factor }
     }
 
     fn backward_mlp(
         &self,
-        compute: &Compute,
+        pass: &Pass<'_>,
         (weights, grads): (&Weights<'_>, &Grads<'_>),
         inner: &mut Inner,
         dy: &Tensor,
     ) -> Tensor {
-        let params = (weights, grads);
+        let (compute, params) = (pass.compute, (weights, grads));
         let act = inner.act.take();
         let act = act.unwrap_or_else(|| activation::forward(compute, self.mlp, &inner.up));
-        let d_act = self.down.backward(compute, params, &act, &self.scaled(dy));
+        let act = masked(&act, pass.mask.neurons);
+        let d_act = self.down.backward(compute, params, &act, &self.scaled(pass, dy));
+        let d_act = masked(&d_act, pass.mask.neurons);
         drop(act);
         let d_up = activation::backward(compute, self.mlp, &inner.up, &d_act);
         drop(d_act);
@@ -183,8 +190,10 @@ impl Block {
         dx2: &Tensor,
     ) -> Tensor {
         let compute = pass.compute;
-        let d_sum = self.scaled(dx2);
-        let d_out = self.output.backward(compute, params, &inner.attention.out, &d_sum);
+        let d_sum = self.scaled(pass, dx2);
+        let out = masked(&inner.attention.out, pass.mask.heads);
+        let d_out = self.output.backward(compute, params, &out, &d_sum);
+        let d_out = masked(&d_out, pass.mask.heads);
         drop(d_sum);
         let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
@@ -206,7 +215,8 @@ impl Block {
             rotary.turn(compute, &mut qkv, &pass.attention, Turn::Forward);
         }
         let attention = pass.attention.forward(compute, &qkv);
-        let x2 = self.add(&self.output, (compute, weights), &attention.out, x);
+        let out = masked(&attention.out, pass.mask.heads);
+        let x2 = self.add(&self.output, (pass, weights), &out, x);
         let (h_mlp, statistics_mlp) = self.norm_mlp.forward(compute, weights, &x2);
         let up = self.up.forward(compute, weights, &h_mlp);
         let act = activation::forward(compute, self.mlp, &up);

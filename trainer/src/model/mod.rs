@@ -22,6 +22,7 @@ pub mod lesson;
 mod linear;
 pub mod norm;
 pub mod plain;
+pub mod ramp;
 pub mod rope_scaling;
 pub mod rotary;
 pub mod scaling;

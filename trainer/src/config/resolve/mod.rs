@@ -79,6 +79,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         },
         distill: distill::resolve(&config.distill, steps, &mut problems),
         init: init::resolve(&config.init, &mut problems),
+        ramp: None,
         growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
         data,
