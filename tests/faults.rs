@@ -87,6 +87,8 @@ fn stop_in(program: &Program, phase: &str, process: u32) {
             || LastSeen::read(&program.path("run"), 1).is_ok_and(|seen| seen.phase == phase);
         while !shows() {
             assert!(Instant::now() < deadline, "rank 1 is never in {phase}");
+            // The ranks may need the core.
+            std::thread::sleep(Duration::from_micros(50));
         }
         send("STOP", process);
         // The signal arrives a little later than the look.

@@ -28,6 +28,7 @@ mod recompute;
 mod resume;
 mod rules;
 mod saving;
+mod stopping;
 mod watchdog;
 mod whole;
 mod zero;

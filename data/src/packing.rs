@@ -14,8 +14,15 @@ use crate::order::Order;
 use crate::source::Source;
 use crate::split::Part;
 
-/// A group of rows that are packed together by [`Packing::BestFit`].
-const ROWS_PER_GROUP: u64 = 128;
+/// Rows that are packed together by [`Packing::BestFit`], at most: a bit of a `u128` each.
+const MAX_ROWS_PER_GROUP: u64 = 128;
+
+/// And at least, so that what is left at the end of a group stays small beside it.
+const MIN_ROWS_PER_GROUP: u64 = 8;
+
+/// Pieces that a group should have: each row of it packs all of them, which is most of its cost,
+/// while more than this hardly fill rows better.
+const PIECES_PER_GROUP: u64 = 128;
 
 /// A way to lay documents into rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,8 +147,16 @@ impl Layout<'_> {
         start..limit.min(next_start + u64::from(!is_document))
     }
 
+    /// As many rows as hold about [`PIECES_PER_GROUP`] pieces of documents of mean length.
+    fn rows_per_group(&self) -> u64 {
+        let (length, num_tokens) = (self.order.sequence_length(), self.source().num_tokens());
+        let num_documents = self.source().num_documents().unwrap_or(0).max(1);
+        let piece = (num_tokens / num_documents).clamp(1, length);
+        (PIECES_PER_GROUP * piece / length).clamp(MIN_ROWS_PER_GROUP, MAX_ROWS_PER_GROUP)
+    }
+
     fn num_groups(&self) -> u64 {
-        self.order.num_windows().div_ceil(ROWS_PER_GROUP)
+        self.order.num_windows().div_ceil(self.rows_per_group())
     }
 
     fn group_of(&self, window: u64) -> u64 {
@@ -238,17 +253,33 @@ pub(crate) fn cut_at_documents(
 /// room, and among equals into the first; returns the bin of each item, `None` where there was no
 /// room. Of items of one length the first comes first.
 fn best_fit_decreasing(lengths: &[u64], num_bins: u64, capacity: u64) -> Vec<Option<u64>> {
-    assert!(num_bins <= ROWS_PER_GROUP, "a group has at most so many bins");
-    // The place in the second half makes an unstable sort stable.
-    let mut longest_first: Vec<(u64, usize)> =
-        lengths.iter().enumerate().map(|(item, &length)| (u64::MAX - length, item)).collect();
-    longest_first.sort_unstable();
+    assert!(num_bins <= MAX_ROWS_PER_GROUP, "a group has at most so many bins");
+    let longest_first = by_length_descending(lengths, capacity as usize);
     let mut rooms = Rooms::new(num_bins, capacity as usize);
     let mut bins = vec![None; lengths.len()];
-    for (_, item) in longest_first {
+    for item in longest_first {
         bins[item] = rooms.take(lengths[item] as usize).map(u64::from);
     }
     bins
+}
+
+/// Items by length, the longest first, and of one length the first first. They are counted, since
+/// no length is above `capacity`.
+fn by_length_descending(lengths: &[u64], capacity: usize) -> Vec<usize> {
+    let mut places = vec![0_usize; capacity + 2];
+    for &length in lengths {
+        places[capacity - length as usize + 1] += 1;
+    }
+    for index in 1..places.len() {
+        places[index] += places[index - 1];
+    }
+    let mut items = vec![0; lengths.len()];
+    for (item, &length) in lengths.iter().enumerate() {
+        let place = &mut places[capacity - length as usize];
+        items[*place] = item;
+        *place += 1;
+    }
+    items
 }
 
 /// Bins by the room that is left in them: finding, taking and putting one takes a few steps,

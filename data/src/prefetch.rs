@@ -3,8 +3,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::error::{Error, Result};
@@ -77,8 +78,23 @@ impl Prefetcher {
     /// Those of [`Loader::micro_batch`], once, at the batch where they arose; after that
     /// [`Error::PrefetchEnded`].
     pub fn next(&self) -> Result<Batch> {
-        let batches = self.batches.as_ref().expect("it is taken in drop only");
-        batches.recv().unwrap_or(Err(Error::PrefetchEnded))
+        self.receiver().recv().unwrap_or(Err(Error::PrefetchEnded))
+    }
+
+    /// The next micro-batch, if it comes within `wait`.
+    ///
+    /// # Errors
+    /// Those of [`Self::next`].
+    pub fn next_within(&self, wait: Duration) -> Result<Option<Batch>> {
+        match self.receiver().recv_timeout(wait) {
+            Ok(batch) => batch.map(Some),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::PrefetchEnded),
+        }
+    }
+
+    fn receiver(&self) -> &Receiver<Result<Batch>> {
+        self.batches.as_ref().expect("it is taken in drop only")
     }
 }
 

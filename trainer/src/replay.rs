@@ -128,11 +128,12 @@ fn advance(
 ) -> Result<(), Error> {
     let mut batches = data.batches(plan, alone, (state.step, &state.history.excluded))?;
     let (stop, mut clock) = (StopRequest::never(), Clock::new());
-    let word = Word { stop: &stop, saves: SaveCounts::default() };
+    let word = Word { stop: &stop, saves: SaveCounts::default(), leaves_step: false };
     while state.step < before {
         teach(plan, alone, recipe, state.step)?;
         recipe.model.mask_at(&recipe.compute, state.step);
         let outcome = train_step(recipe, state, &mut batches, traffic, word, &mut clock)?;
+        let outcome = outcome.expect("it is never asked to stop");
         let Some(tripped) = outcome.tripped else { continue };
         if tripped.policy != Policy::Skip {
             let data_step = state.history.excluded.data_step(state.step);

@@ -243,7 +243,8 @@ impl<'a> Run<'a> {
                 self.clock.begin_trace();
             }
             let started = Instant::now();
-            let word = Word { stop: self.stop, saves: self.saver.counts() };
+            let leaves_step = self.plan.checkpoint.grace_seconds > 0;
+            let word = Word { stop: self.stop, saves: self.saver.counts(), leaves_step };
             let outcome = train_step(
                 &self.recipe,
                 &mut self.state,
@@ -252,6 +253,9 @@ impl<'a> Run<'a> {
                 word,
                 &mut self.clock,
             )?;
+            let Some(outcome) = outcome else {
+                return self.interrupt();
+            };
             self.hear_of_save(outcome.saves)?;
             if let Some(tripped) = outcome.tripped {
                 self.trip(&outcome, tripped)?;
@@ -278,7 +282,7 @@ impl<'a> Run<'a> {
     }
 
     fn interrupt(&mut self) -> Result<Ending, Error> {
-        self.save_the_last()?;
+        self.save_before_a_stop()?;
         let (step, steps) = (self.state.step, self.plan.run.steps);
         let line = format!("stopped at step {step} of {steps}; continue with --resume");
         self.sinks.progress().note(&line);

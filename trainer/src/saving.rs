@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use grove_optim::{StateSpec, Storage, WholeStateSpec};
 use grove_parallel::layout::Segment;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::checkpoint::{
     self, AllowedChange, Blueprint, Checkpoint, Dtype, ExtraFile, Part, RunStateRecord, SmallFiles,
@@ -16,7 +16,7 @@ use crate::config::{Plan, Tokenizer};
 use crate::corpus::{Data, stages_to_toml};
 use crate::error::Error;
 use crate::guard::History;
-use crate::kernel::view;
+use crate::kernel::view::HostTensor;
 use crate::model::units::ParamSpec;
 use crate::ownership::WholeParam;
 use crate::rules::Rules;
@@ -40,9 +40,18 @@ pub fn tensor_list(state: &RunState, rules: &Rules) -> TensorList {
     TensorList { model, masters, optimizer }
 }
 
-/// Copies what this rank brings to a checkpoint into `buffer`, the memory of an earlier snapshot:
-/// its share of the masters, working copies and optimizer state that it holds, which replicas
-/// divide among themselves. Working copies must be settled.
+/// How a snapshot keeps what it is of.
+#[derive(Debug)]
+pub enum Keeping {
+    /// As copies, in the memory of an earlier snapshot: the state may go on.
+    Copied(Vec<u8>),
+    /// Where it is: the state must stay as it is until it is written.
+    Held,
+}
+
+/// Takes what this rank brings to a checkpoint: its share of the masters, working copies and
+/// optimizer state that it holds, which replicas divide among themselves. Working copies must be
+/// settled.
 ///
 /// # Errors
 /// If the blueprint is not that of the state's tensors.
@@ -50,7 +59,7 @@ pub fn snapshot(
     state: &RunState,
     placement: &Placement,
     blueprint: &Blueprint,
-    buffer: Vec<u8>,
+    keeping: Keeping,
 ) -> Result<Snapshot, checkpoint::Error> {
     let mut values = Vec::new();
     for unit in &state.units {
@@ -66,13 +75,24 @@ pub fn snapshot(
         }
         collect_whole_states(unit, &mut values);
     }
-    let mut snapshot = Snapshot::reusing(buffer);
-    let len_bytes = |value: &Value| value.values.numel() * value.values.kind().elt_size_in_bytes();
-    snapshot.reserve(values.iter().map(len_bytes).sum());
+    let is_held = matches!(keeping, Keeping::Held);
+    let mut snapshot = match keeping {
+        Keeping::Held => Snapshot::default(),
+        Keeping::Copied(buffer) => {
+            let mut snapshot = Snapshot::reusing(buffer);
+            let len_bytes =
+                |value: &Value| value.values.numel() * value.values.kind().elt_size_in_bytes();
+            snapshot.reserve(values.iter().map(len_bytes).sum());
+            snapshot
+        }
+    };
     for Value { places, first, values } in values {
         let places: Vec<_> = places.iter().map(|(part, name)| (*part, name.as_str())).collect();
-        let values = values.to_device(Device::Cpu);
-        snapshot.add(blueprint, &places, first, view::bytes(&values))?;
+        let values = HostTensor::new(values);
+        match is_held {
+            true => snapshot.hold(blueprint, &places, first, Box::new(values))?,
+            false => snapshot.add(blueprint, &places, first, values.as_ref())?,
+        }
     }
     Ok(snapshot)
 }

@@ -1,5 +1,7 @@
 //! One optimizer step: batches in, parameters updated, numbers out.
 
+use std::time::Duration;
+
 use grove_data::Prefetcher;
 use grove_optim::{BatchRamp, Groups, Kernels, Schedule, clip_scale};
 use grove_parallel::{Assignment, ExactSum};
@@ -17,9 +19,12 @@ use crate::model::lesson::Lesson;
 use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
 use crate::rules::Rules;
 use crate::state::RunState;
-use crate::step_numbers::{SaveCounts, StepNumbers, Word};
+use crate::step_numbers::{SaveCounts, StepNumbers, Word, agree_to_stop};
 use crate::teacher::Distillation;
 use crate::update::{Update, apply, squared_grad_norm};
+
+/// How long a rank that waits for data goes without a look for a request to stop.
+const STOP_POLL: Duration = Duration::from_millis(20);
 
 /// What stays the same from step to step.
 #[derive(Debug)]
@@ -139,13 +144,15 @@ pub struct StepOutcome {
 
 /// Does step `state.step`: gradients over this rank's micro-batches, their sum over ranks, one
 /// update, unless the loss or the gradient went wrong. No target at all is an error on every rank.
+/// Returns nothing where a stop was asked for and the step was left for it ([`Word::leaves_step`]):
+/// parameters, optimizer state and counters are then as they were.
 ///
 /// # Errors
 /// If data cannot be read, no target counts, or a collective fails.
 ///
 /// # Collectives
-/// Those of [`micro_step`] in each round, an all-reduce of the step's numbers, one of the squared
-/// norm, and those of [`apply`].
+/// Those of [`micro_step`] in each round, with an all-reduce before it under [`Word::leaves_step`], an
+/// all-reduce of the step's numbers, one of the squared norm, and those of [`apply`].
 pub fn train_step(
     recipe: &Recipe,
     state: &mut RunState,
@@ -153,10 +160,16 @@ pub fn train_step(
     traffic: &mut Traffic<'_>,
     word: Word<'_>,
     clock: &mut Clock,
-) -> Result<StepOutcome, Error> {
+) -> Result<Option<StepOutcome>, Error> {
     clock.begin_step(state.step + 1);
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
-    let (mine, micro_losses) = gradients(recipe, state, (batches, held), traffic, clock)?;
+    // An estimate has changed the state, which must not be saved without its step.
+    let word = Word { leaves_step: word.leaves_step && held.is_none(), ..word };
+    let gradients = gradients(recipe, state, (batches, held), word, traffic, clock)?;
+    let Some((mine, micro_losses)) = gradients else {
+        traffic.sums.finish()?;
+        return Ok(None);
+    };
 
     clock.enter(Phase::Reduce);
     let StepNumbers { loss, divergence, num_tokens, stops, saves } =
@@ -187,7 +200,7 @@ pub fn train_step(
         tripped,
     };
     if tripped.is_some() {
-        return Ok(outcome);
+        return Ok(Some(outcome));
     }
     let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
 
@@ -209,7 +222,7 @@ pub fn train_step(
     state.step += 1;
     state.num_tokens += num_tokens;
     state.history.note_update((state.step, recipe.guard.window()), loss, grad_norm);
-    Ok(outcome)
+    Ok(Some(outcome))
 }
 
 /// Estimates the curvature if it is due, and returns the step's micro-batches, which were read for
@@ -250,8 +263,27 @@ fn next_tokens(
     Ok(Tokens::of_batch(&recipe.compute, &batch, recipe.documents))
 }
 
+/// The same, but nothing if a stop is asked for before they come and the step may be left.
+fn next_tokens_or_stop(
+    recipe: &Recipe,
+    batches: &mut Prefetcher,
+    word: Word<'_>,
+    clock: &mut Clock,
+) -> Result<Option<Tokens>, Error> {
+    if !word.leaves_step {
+        return next_tokens(recipe, batches, clock).map(Some);
+    }
+    clock.enter(Phase::Data);
+    while !word.stop.is_asked() {
+        if let Some(batch) = batches.next_within(STOP_POLL)? {
+            return Ok(Some(Tokens::of_batch(&recipe.compute, &batch, recipe.documents)));
+        }
+    }
+    Ok(None)
+}
+
 /// Forward and backward of this rank's micro-batches: the summed loss and the tokens, and the loss of
-/// each micro-batch.
+/// each micro-batch. Nothing if the step was left for a stop, which all ranks do before the same round.
 ///
 /// In a last round with fewer micro-batches than ranks, a rank without one computes its last one
 /// again and contributes nothing: so all ranks take part in the same collectives.
@@ -259,9 +291,10 @@ fn gradients(
     recipe: &Recipe,
     state: &RunState,
     (batches, held): (&mut Prefetcher, Option<Vec<Held>>),
+    word: Word<'_>,
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<(StepNumbers, Vec<f64>), Error> {
+) -> Result<Option<(StepNumbers, Vec<f64>)>, Error> {
     let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None::<Tokens>);
@@ -272,7 +305,13 @@ fn gradients(
         if let Some(held) = &held {
             tokens = Some(held[index].tokens.shallow_clone());
         } else if contributes {
-            tokens = Some(next_tokens(recipe, batches, clock)?);
+            tokens = next_tokens_or_stop(recipe, batches, word, clock)?;
+        }
+        if word.leaves_step {
+            clock.enter(Phase::Reduce);
+            if agree_to_stop(traffic.sharding.world(), word.stop)? {
+                return Ok(None);
+            }
         }
         let tokens = tokens.as_mut().expect("every rank has a micro-batch in the first round");
         clock.enter(Phase::Forward);
@@ -288,7 +327,7 @@ fn gradients(
     let (loss, losses) = sum_of(&losses);
     let divergence = recipe.distillation.as_ref().and_then(|it| it.mixture(state.step));
     let divergence = divergence.map(|_| sum_of(&divergences).0);
-    Ok((StepNumbers { loss, divergence, num_tokens, ..StepNumbers::zero() }, losses))
+    Ok(Some((StepNumbers { loss, divergence, num_tokens, ..StepNumbers::zero() }, losses)))
 }
 
 /// The exact sum of scalars, and each of them.

@@ -42,6 +42,9 @@ pub struct Word<'a> {
     pub stop: &'a StopRequest,
     /// How far it is with saving.
     pub saves: SaveCounts,
+    /// Whether ranks that are asked to stop leave a step before its next micro-batch. They ask each
+    /// other before each one then.
+    pub leaves_step: bool,
 }
 
 impl StepNumbers {

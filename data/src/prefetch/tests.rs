@@ -34,6 +34,22 @@ fn a_data_error_arrives_in_its_place_and_then_nothing_hangs() {
 }
 
 #[test]
+fn one_can_wait_for_a_while() {
+    let (_folder, file) = counting_file(2000);
+    let loader = Loader::new(file, 0..2000, small_config()).unwrap();
+    let (let_go, gate) = std::sync::mpsc::channel();
+    let places = std::iter::from_fn(move || gate.recv().ok());
+    let prefetcher = Prefetcher::over(loader.clone(), places, 1).unwrap();
+    assert_eq!(prefetcher.next_within(Duration::from_millis(10)).unwrap(), None);
+    let_go.send((3, 1)).unwrap();
+    let batch = prefetcher.next_within(Duration::from_secs(60)).unwrap();
+    assert_eq!(batch, Some(loader.micro_batch(3, 1).unwrap()));
+    drop(let_go);
+    let message = prefetcher.next_within(Duration::from_secs(60)).unwrap_err().to_string();
+    assert!(message.contains("the prefetch thread has ended"), "{message}");
+}
+
+#[test]
 fn dropping_ends_the_thread() {
     let (_folder, file) = counting_file(2000);
     let loader = Loader::new(file.clone(), 0..2000, small_config()).unwrap();

@@ -53,7 +53,7 @@ pub use retain::{clear_stale, prune};
 pub use save::{Contents, save};
 pub use selection::{Keep, remove_all, superfluous};
 pub use small_files::{ExtraFile, SmallFiles};
-pub use snapshot::Snapshot;
+pub use snapshot::{HeldBytes, Snapshot};
 pub use staging::Staging;
 pub(crate) use tensor_file::map_file;
 pub use tensor_file::{TensorFile, TensorView};

@@ -1,23 +1,43 @@
-//! Values on their way to the disk: copies in host memory, so that the run can go on at once.
+//! Values on their way to the disk: copies in host memory, so that the run can go on at once, or the
+//! run's own memory where it waits.
+
+use std::fmt::{Debug, Formatter};
 
 use super::{Blueprint, Error, Part};
+
+/// Memory that is written as it is when its turn comes, and not changed until then.
+pub type HeldBytes = Box<dyn AsRef<[u8]> + Send>;
 
 /// One rank's values of a checkpoint, each with its place in the files.
 ///
 /// Ranks may bring any ranges of any tensors; all ranks together must bring each element once.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Snapshot {
     buffer: Vec<u8>,
+    held: Vec<HeldBytes>,
     pieces: Vec<Piece>,
 }
 
-/// Bytes of the buffer that belong into a file.
-#[derive(Debug)]
+impl Debug for Snapshot {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+        let (copied, held) = (self.buffer.len(), self.held.len());
+        write!(formatter, "Snapshot of {copied} bytes and {held} parts that are not copied")
+    }
+}
+
+/// Bytes that belong into a file.
 struct Piece {
     file: usize,
     offset: u64,
-    start: usize,
-    len_bytes: usize,
+    bytes: Bytes,
+}
+
+/// Where a piece's bytes are.
+enum Bytes {
+    /// In the buffer.
+    Copied { start: usize, len: usize },
+    /// All of one of the parts that are not copied.
+    Held { part: usize },
 }
 
 impl Snapshot {
@@ -25,7 +45,7 @@ impl Snapshot {
     #[must_use]
     pub fn reusing(mut buffer: Vec<u8>) -> Self {
         buffer.clear();
-        Self { buffer, pieces: Vec::new() }
+        Self { buffer, held: Vec::new(), pieces: Vec::new() }
     }
 
     /// Makes room for this many more bytes at once.
@@ -48,21 +68,44 @@ impl Snapshot {
     ) -> Result<(), Error> {
         for &place in places {
             let (file, offset) = blueprint.locate(place, first, bytes.len())?;
-            let start = self.buffer.len();
-            self.pieces.push(Piece { file, offset, start, len_bytes: bytes.len() });
+            let bytes = Bytes::Copied { start: self.buffer.len(), len: bytes.len() };
+            self.pieces.push(Piece { file, offset, bytes });
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
     }
 
+    /// The same without a copy: what `bytes` are when they are written counts.
+    ///
+    /// # Errors
+    /// As for [`Self::add`].
+    pub fn hold(
+        &mut self,
+        blueprint: &Blueprint,
+        places: &[(Part, &str)],
+        first: usize,
+        bytes: HeldBytes,
+    ) -> Result<(), Error> {
+        for &place in places {
+            let (file, offset) = blueprint.locate(place, first, (*bytes).as_ref().len())?;
+            self.pieces.push(Piece { file, offset, bytes: Bytes::Held { part: self.held.len() } });
+        }
+        self.held.push(bytes);
+        Ok(())
+    }
+
     /// All values with the index of their file and the byte in it.
     pub(super) fn pieces(&self) -> impl Iterator<Item = (usize, u64, &[u8])> {
-        self.pieces.iter().map(|&Piece { file, offset, start, len_bytes }| {
-            (file, offset, &self.buffer[start..start + len_bytes])
+        self.pieces.iter().map(|piece| {
+            let bytes = match piece.bytes {
+                Bytes::Copied { start, len } => &self.buffer[start..start + len],
+                Bytes::Held { part } => (*self.held[part]).as_ref(),
+            };
+            (piece.file, piece.offset, bytes)
         })
     }
 
-    /// Bytes of host memory it takes.
+    /// Bytes of host memory its copies take.
     #[must_use]
     pub fn capacity_bytes(&self) -> usize {
         self.buffer.capacity()

@@ -328,6 +328,7 @@ pub(super) struct CheckpointTable {
     pub(super) keep_last: Option<u64>,
     pub(super) keep_every: Option<u64>,
     pub(super) max_shard_bytes: Option<u64>,
+    pub(super) grace_seconds: Option<u64>,
     pub(super) resume: Option<bool>,
     pub(super) fallback: Option<bool>,
     pub(super) allow_changes: Option<Vec<Meaning>>,

@@ -359,6 +359,7 @@ pub(super) const KEYS: &[Key] = &[
     key("checkpoint.keep_last", Count, "how many checkpoints stay"),
     key("checkpoint.keep_every", Count, "the steps whose multiples stay for good, 0 for none"),
     key("checkpoint.max_shard_bytes", Count, "the bytes of weights above which the model is stored in several files"),
+    key("checkpoint.grace_seconds", Count, "the seconds from a request to stop in which a run must have saved, 0 for a step and a save"),
     key("checkpoint.resume", Flag, "whether to go on from the newest checkpoint in run.dir"),
     key("checkpoint.fallback", Flag, "whether to go on from an earlier checkpoint where the newest is damaged"),
     key("checkpoint.allow_changes", Words(Meaning::WORDS), "what a resume may change although it changes what the run means"),

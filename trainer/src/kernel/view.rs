@@ -66,6 +66,23 @@ fn check<T: Element>(tensor: &Tensor) {
     assert!(tensor.is_contiguous(), "kernels need contiguous tensors");
 }
 
+/// A contiguous tensor in host memory, as its bytes.
+#[derive(Debug)]
+pub(crate) struct HostTensor(Tensor);
+
+impl HostTensor {
+    /// `tensor` itself, or a copy if it is on another device.
+    pub(crate) fn new(tensor: Tensor) -> Self {
+        Self(tensor.to_device(Device::Cpu))
+    }
+}
+
+impl AsRef<[u8]> for HostTensor {
+    fn as_ref(&self) -> &[u8] {
+        bytes(&self.0)
+    }
+}
+
 /// The bytes of a contiguous CPU tensor of any dtype, row-major in the machine's byte order.
 ///
 /// # Panics

@@ -12,7 +12,7 @@ use crate::config::Plan;
 use crate::error::Error;
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::saver::{Ended, Outcome, Published, Retention, Saver};
-use crate::saving;
+use crate::saving::{self, Keeping};
 use crate::step_numbers::{SaveCounts, first_text, sum_integers};
 
 /// How often a save that failed is tried again, each time at the next step: a disk may be freed, and
@@ -30,6 +30,8 @@ pub(super) struct Saves {
     retries: u32,
     /// Whether no step follows: then a failure is the run's error, not a warning.
     is_last: bool,
+    /// How long the last save took; 0 if there was none.
+    last_seconds: f64,
     /// Seconds that the run has waited since they were last taken.
     seconds: f64,
     /// The same for the save under way.
@@ -39,8 +41,15 @@ pub(super) struct Saves {
 impl Saves {
     /// For a run that goes on after a step.
     pub(super) fn after(step: u64) -> Self {
-        let (failures, retries, is_last) = (0, 0, false);
-        Self { saved_step: step, failures, retries, is_last, seconds: 0.0, held_seconds: 0.0 }
+        Self {
+            saved_step: step,
+            failures: 0,
+            retries: 0,
+            is_last: false,
+            last_seconds: 0.0,
+            seconds: 0.0,
+            held_seconds: 0.0,
+        }
     }
 
     /// Hands out the seconds that the run has waited, and begins anew.
@@ -79,7 +88,8 @@ impl Run<'_> {
     }
 
     /// Begins to save the state as it is now: copies this rank's part, which the run waits for, and
-    /// leaves the rest to the background. The save before must end first.
+    /// leaves the rest to the background. The save before must end first. The last save of a run
+    /// copies nothing, so that saving takes no memory which training did not take.
     ///
     /// # Collectives
     /// Those of [`Saver::drain`] and of [`to_eval_point`], and one all-reduce.
@@ -104,8 +114,13 @@ impl Run<'_> {
         };
         let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let placement = &self.traffic.sharding.placement;
+        // Nothing changes what is saved last, unless it goes back to the training point.
         let buffer = self.saver.take_buffer();
-        let snapshot = saving::snapshot(&self.state, placement, &blueprint, buffer)?;
+        let keeping = match self.saves.is_last && !moved {
+            true => Keeping::Held,
+            false => Keeping::Copied(buffer),
+        };
+        let snapshot = saving::snapshot(&self.state, placement, &blueprint, keeping)?;
         if moved {
             to_training_point(&self.state.units, &mut self.traffic)?;
         }
@@ -167,6 +182,33 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Sees to it that the present step is saved before the run stops because it was asked to. Where
+    /// `checkpoint.grace_seconds` leave too little time for it, as rank 0 finds, an earlier checkpoint
+    /// must do.
+    ///
+    /// # Collectives
+    /// Those of a save, and an all-reduce.
+    pub(super) fn save_before_a_stop(&mut self) -> Result<(), Error> {
+        self.clock.show("save");
+        self.drain()?;
+        let (used, grace) = (self.stop.seconds_since_seen(), self.plan.checkpoint.grace_seconds);
+        let Saves { saved_step, last_seconds, .. } = self.saves;
+        let is_late = grace > 0 && saved_step > 0 && used + last_seconds > grace as f64;
+        let is_late = i64::from(is_late && self.collective.rank() == 0);
+        if sum_integers(self.collective, &[is_late], "whether there is time to save")?[0] == 0 {
+            return self.save_the_last();
+        }
+        if saved_step < self.state.step {
+            let line = format!(
+                "step {} is not saved: {used:.1} of checkpoint.grace_seconds = {grace} are over, and the \
+                 last save took {last_seconds:.1} s; the newest checkpoint is step {saved_step}",
+                self.state.step
+            );
+            self.sinks.progress().warn(&line);
+        }
+        Ok(())
+    }
+
     /// Says what became of a save, and returns why it failed, if it did: the same on all ranks.
     ///
     /// # Collectives
@@ -175,7 +217,9 @@ impl Run<'_> {
         let Ended { step, seconds, outcome } = ended;
         match outcome {
             Outcome::Saved(published) => {
-                self.saves = Saves { saved_step: step, failures: 0, retries: 0, ..self.saves };
+                let last_seconds = seconds;
+                self.saves =
+                    Saves { saved_step: step, failures: 0, retries: 0, last_seconds, ..self.saves };
                 if let Some(Published { folder, not_pruned }) = published {
                     let held = self.saves.held_seconds;
                     let line = format!(

@@ -19,6 +19,11 @@ pub struct CheckpointPlan {
     /// Bytes of weights above which the model is stored in several files; at least 1.
     #[serde(default = "default_max_shard_bytes")]
     pub max_shard_bytes: u64,
+    /// Seconds from a request to stop in which the run must have saved: it then leaves a step before
+    /// its next micro-batch, and makes do with an earlier checkpoint where a save would take too
+    /// long. 0: it ends the step, and saves it however long that takes.
+    #[serde(default)]
+    pub grace_seconds: u64,
     /// Whether to go on from the newest checkpoint in the run's folder.
     pub resume: bool,
     /// Whether to go on from an earlier one where the newest is damaged.

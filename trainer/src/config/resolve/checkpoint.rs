@@ -19,6 +19,7 @@ pub(super) fn resolve(table: &CheckpointTable, problems: &mut Problems) -> Check
         keep_last,
         keep_every: table.keep_every.unwrap_or(0),
         max_shard_bytes,
+        grace_seconds: table.grace_seconds.unwrap_or(0),
         resume: table.resume.unwrap_or(false),
         fallback: table.fallback.unwrap_or(false),
         allow_changes: table.allow_changes.clone().unwrap_or_default(),
