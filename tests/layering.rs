@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
 const ORDER: &[&[&str]] = &[
-    &["kernel"],
+    &["kernel", "cuda"],
     &["model"],
     &["metrics"],
     &[
@@ -31,9 +31,9 @@ const ORDER: &[&[&str]] = &[
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving", "saver"],
-    &["loaded", "coordinates", "starting"],
+    &["loaded", "starting"],
     &["growth"],
-    &["folder", "replay"],
+    &["folder", "replay", "coordinates"],
     &["run"],
     &["cli"],
     &["job"],

@@ -234,6 +234,13 @@ fn masks_that_cannot_be_are_refused_before_a_step() {
         let text = with_stages(&STAGES.replace(from, to)).fail(&["train", "config.toml"]);
         assert!(text.contains(expected), "{expected} is not in: {text}");
     }
+    // Before the run, in the plan.
+    for form in ["model.residual.norm=\"sub\"", "init.scheme=\"rezero\""] {
+        let text = with_stages(STAGES).fail(&["plan", "config.toml", "--set", form]);
+        let expected =
+            "growth[0].mask_steps = 8 masks branches of Llama's and GPT-2's residual form";
+        assert!(text.contains(expected), "{form}: {text}");
+    }
     let sets = ["--set", "init.from=x", "--set", "init.growth.mask_steps=3"];
     let text = Program::new().fail(&[&["plan", "config.toml"][..], &sets].concat());
     assert!(text.contains("is for stages within a run"), "{text}");

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod coordinates;
 pub mod corpus;
+pub mod cuda;
 pub mod curvature;
 pub mod device;
 pub mod error;

@@ -39,12 +39,15 @@ pub struct Traffic<'a> {
     pub residents: Residents,
     /// Gradients on their way.
     pub sums: GradientSums,
+    /// The most bytes that updates of parameters which are taken whole had on their way at one time.
+    pub exchange_bytes: u64,
 }
 
 impl<'a> Traffic<'a> {
     /// Nothing on its way yet; gathers will start `ahead` visits before their use.
     pub fn new(sharding: Sharding<'a>, units: &[UnitState], ahead: usize) -> Self {
-        Self { sharding, residents: Residents::new(units, ahead), sums: GradientSums::new(units) }
+        let residents = Residents::new(units, ahead);
+        Self { sharding, residents, sums: GradientSums::new(units), exchange_bytes: 0 }
     }
 
     /// Starts to bring the other ranks' parts of all whole working copies, as after an update.

@@ -10,7 +10,7 @@ use tch::Device;
 
 use crate::config::{
     self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, Plan, RampPlan,
-    Recompute as Wanted, Reduction, Rule, Schedule, ScheduleUnit,
+    Recompute as Wanted, Reduction, Rule, Scaling as MuonScaling, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
@@ -21,7 +21,7 @@ use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
 use crate::model::ramp::Ramp;
-use crate::model::scaling::Scaling;
+use crate::model::scaling::{MatrixStep, Scaling};
 use crate::pass::Documents;
 use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
@@ -160,6 +160,7 @@ fn own_rule(plan: &Plan, role: Role) -> Option<config::RuleName> {
         Role::Norm => Group::Norm,
         Role::Bias => Group::Bias,
         Role::Head => Group::Head,
+        Role::Scalar => Group::Scalar,
     };
     plan.optim.groups.get(&group).and_then(|plan| plan.rule)
 }
@@ -189,6 +190,7 @@ fn by_role(plan: &Plan, scaling: &Scaling) -> Result<ByRole, Error> {
         norm: rule(Role::Norm)?,
         bias: rule(Role::Bias)?,
         head: rule(Role::Head)?,
+        scalar: rule(Role::Scalar)?,
     })
 }
 
@@ -303,6 +305,17 @@ fn weight_decay(plan: &Plan) -> Result<LrSchedule, Error> {
     Ok(LrSchedule::new(config, plan.run.steps)?)
 }
 
+/// What the rule of the matrices of blocks makes of them.
+fn matrix_step(plan: &Plan) -> MatrixStep {
+    match own_rule(plan, Role::Matrix).map_or(plan.optim.rule, config::RuleName::usual) {
+        Rule::Muon(muon) => match muon.scaling {
+            MuonScaling::Original => MatrixStep::Orthogonal,
+            MuonScaling::MatchRmsAdamw => MatrixStep::OrthogonalAtRms,
+        },
+        _ => MatrixStep::Entries,
+    }
+}
+
 fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
     let mut groups = Groups::default();
     for (name, role, group) in [
@@ -311,13 +324,15 @@ fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
         (Group::Norm, Role::Norm, &mut groups.norm),
         (Group::Bias, Role::Bias, &mut groups.bias),
         (Group::Head, Role::Head, &mut groups.head),
+        (Group::Scalar, Role::Scalar, &mut groups.scalar),
     ] {
         if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier, .. }) =
             plan.optim.groups.get(&name)
         {
-            group.lr_multiplier = lr_multiplier * scaling.lr(role);
+            let step = matrix_step(plan);
+            group.lr_multiplier = lr_multiplier * scaling.lr(role, step);
             group.weight_decay_multiplier =
-                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role);
+                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role, step);
         }
     }
     groups

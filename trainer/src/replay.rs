@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::folder::keep_past;
 use crate::gradients::Round;
 use crate::growth::inherit::teach;
+use crate::growth::start::start;
 use crate::guard::Exclusions;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
@@ -85,7 +86,7 @@ pub fn replay(
         Some(checkpoint) => {
             saving::load(&mut state, (&recipe.rules, Optimizer::Resumed), checkpoint)?;
         }
-        None => state.initialize(&recipe.compute, plan.seed),
+        None => start(plan, &recipe.compute, (&mut state, &recipe.rules))?,
     }
     let mut traffic = Traffic::new(sharding, &state.units, 0);
     if from.advance {

@@ -291,12 +291,15 @@ impl<'a> Run<'a> {
 
     fn record(&mut self, outcome: &StepOutcome, started: Instant) {
         let taught = outcome.distilled.map_or(0, |distilled| distilled.flops_per_token);
-        let flops_per_token = u128::from(self.plan.derived.flops_per_token + taught);
-        self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
+        let flops_per_token = u128::from(self.plan.derived.flops_per_token);
+        let num_passed = u128::from(outcome.num_tokens) * u128::from(outcome.num_passes);
+        self.state.flops +=
+            num_passed * flops_per_token + u128::from(outcome.num_tokens) * u128::from(taught);
         let spent = Spent {
             communication: self.collective.ledger().take_step(),
             memory: MemoryByCategory {
-                snapshot: self.saver.buffer_bytes(),
+                snapshot: self.saver.buffer_bytes()
+                    + self.snapshot.as_ref().map_or(0, Snapshot::bytes),
                 ..memory_by_category(&self.state, &self.traffic, &self.clock)
             },
             phases: self.clock.take(),

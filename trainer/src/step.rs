@@ -8,7 +8,7 @@ use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
-use crate::curvature::{Curvature, Held, Setting};
+use crate::curvature::{Before, Curvature, Held, Setting};
 use crate::error::Error;
 use crate::gradients::Round;
 use crate::guard::{self, Tripped};
@@ -129,6 +129,9 @@ pub struct StepOutcome {
     pub lr: f64,
     /// Tokens of the step, all ranks.
     pub num_tokens: u64,
+    /// Passes forward and backward that the step's operations come to: one, and those of an
+    /// estimate of the curvature.
+    pub num_passes: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
     /// How far all ranks are with saving.
@@ -162,6 +165,9 @@ pub fn train_step(
     clock: &mut Clock,
 ) -> Result<Option<StepOutcome>, Error> {
     clock.begin_step(state.step + 1);
+    let curvature = recipe.curvature.as_ref().filter(|curvature| curvature.is_due(state.step));
+    let num_passes = 1 + curvature.map_or(0, Curvature::passes);
+    let before = curvature.filter(|_| recipe.guard.may_skip()).map(|_| Before::keep(&state.units));
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
     // An estimate has changed the state, which must not be saved without its step.
     let word = Word { leaves_step: word.leaves_step && held.is_none(), ..word };
@@ -193,6 +199,7 @@ pub fn train_step(
         grad_norm,
         lr,
         num_tokens,
+        num_passes,
         stop,
         saves,
         micro_losses,
@@ -200,10 +207,24 @@ pub fn train_step(
         tripped,
     };
     if tripped.is_some() {
+        if let Some(before) = before {
+            before.restore(&state.units);
+        }
         return Ok(Some(outcome));
     }
-    let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
+    update(recipe, state, &outcome, traffic, clock)?;
+    Ok(Some(outcome))
+}
 
+/// The update of a good step, which then counts.
+fn update(
+    recipe: &Recipe,
+    state: &mut RunState,
+    &StepOutcome { loss, grad_norm, lr, num_tokens, .. }: &StepOutcome,
+    traffic: &mut Traffic<'_>,
+    clock: &mut Clock,
+) -> Result<(), Error> {
+    let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
     clock.enter(Phase::Optim);
     let count_offsets = state.count_offsets.clone();
     let update = Update {
@@ -212,7 +233,7 @@ pub fn train_step(
         groups: &recipe.groups,
         lr,
         weight_decay: recipe.weight_decay.multiplier(state.step),
-        grad_scale: clip / num_tokens_f64,
+        grad_scale: clip / num_tokens as f64,
         step: state.num_updates() + 1,
         count_offsets: &count_offsets,
         averaging_weight: recipe.schedule.averaging_weight(state.step),
@@ -222,7 +243,7 @@ pub fn train_step(
     state.step += 1;
     state.num_tokens += num_tokens;
     state.history.note_update((state.step, recipe.guard.window()), loss, grad_norm);
-    Ok(Some(outcome))
+    Ok(())
 }
 
 /// Estimates the curvature if it is due, and returns the step's micro-batches, which were read for

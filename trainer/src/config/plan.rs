@@ -4,6 +4,7 @@
 mod checkpoint;
 mod data;
 mod distill;
+mod gpu;
 mod guard;
 mod init;
 mod optim;
@@ -21,6 +22,7 @@ use crate::model::config::{ModelConfig, Precision};
 pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
 pub use distill::{DistillDecay, DistillPlan};
+pub use gpu::{AttentionChoice, GpuPlan};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::{
     DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, ResidualGrowth,
@@ -64,6 +66,9 @@ pub struct Plan {
     pub schedule: SchedulePlan,
     /// What to trade for memory.
     pub memory: MemoryPlan,
+    /// How layers compute on a GPU.
+    #[serde(default)]
+    pub gpu: GpuPlan,
     /// How ranks share the work.
     pub parallel: ParallelPlan,
     /// Evaluation; none without validation data.

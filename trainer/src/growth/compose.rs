@@ -118,6 +118,9 @@ pub fn problems(source: &ModelConfig, target: &ModelConfig, plan: &GrowthPlan) -
         return vec![Problem::Family { target, found }];
     }
     let (old, new, keys) = (source.spec(), target.spec(), Keys::of(target));
+    if !old.residual.is_plain() || !new.residual.is_plain() {
+        return vec![Problem::ResidualForm];
+    }
     let steps = Steps::between(&old, &new);
     let mut problems = Vec::new();
     for (key, found, target) in [

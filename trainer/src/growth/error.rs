@@ -75,6 +75,12 @@ pub enum Problem {
          which growth does not undo in the weights; use \"standard\", or the source's sizes"
     )]
     Multipliers,
+    /// A residual form that operators do not know.
+    #[error(
+        "model.residual is not that of Llama and GPT-2 in the source or the target, and growth knows \
+         no other; train at the full size from the start"
+    )]
+    ResidualForm,
     /// Other rotary frequencies without a longer context.
     #[error(
         "model.rope_theta or model.rope_scaling is not the source's, and the context is no longer than \

@@ -193,9 +193,10 @@ pub struct MemoryByCategory {
     pub optimizer_state: u64,
     /// What waited for its backward at the end of a forward.
     pub activations: u64,
-    /// Gathered working copies, and gradients on their way.
+    /// Gathered working copies, gradients on their way, and what travels of parameters that their
+    /// rule takes whole.
     pub buffers: u64,
-    /// Copies of values that are saved in the background.
+    /// Copies of values that are saved in the background, and of the last good state.
     #[serde(default)]
     pub snapshot: u64,
 }

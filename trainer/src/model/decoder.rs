@@ -2,7 +2,8 @@
 //! parameters: whoever runs it passes the unit in question to each call.
 
 use super::attention::Attention;
-use super::block::{Block, Pass, Recompute};
+use super::block::{Block, Branch, Pass, Recompute};
+use super::branch::{Entry, Join};
 use super::compute::Compute;
 use super::config::{DecoderSpec, ModelConfig, Position};
 use super::embedding::Positions;
@@ -12,7 +13,7 @@ use super::ramp::{Mask, Masks, Ramp};
 use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
 use super::segments::Segments;
-use super::units::{NormIndex, UnitMap, UnitSpec};
+use super::units::{BranchIndex, UnitMap, UnitSpec};
 
 /// How a model runs, beside what it is.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,7 @@ impl Decoder {
     /// The layers of a model.
     pub fn new(compute: &Compute, config: &ModelConfig, options: RunOptions) -> Self {
         let spec = config.spec();
-        let UnitMap { units, block } = UnitMap::new(config);
+        let UnitMap { units, block, head } = UnitMap::new(config);
         let norm = |index| Norm { kind: spec.norm, eps: spec.eps, index };
         let rotary = match spec.position {
             Position::Rotary { theta, scaling } => {
@@ -55,26 +56,32 @@ impl Decoder {
             }
             Position::Learned { .. } => None,
         };
-        let last = &units.last().expect("a model has units").params;
-        let bias = last.iter().position(|param| param.name.ends_with("bias"));
-        // Tied, the output matrix is the token embedding, parameter 0 of unit 0; else it is the
-        // last parameter of the head's own unit.
-        let output = Head::output_at(if spec.tied { 0 } else { last.len() - 1 });
         let head = Head {
-            norm: norm(NormIndex { weight: 0, bias }),
-            output,
+            entry: Entry { norm: head.norm.map(norm), bias: head.bias },
+            // Tied, the output matrix is the token embedding, parameter 0 of unit 0.
+            output: Head::output_at(head.output.unwrap_or(0)),
             rows: options.logits_rows as i64,
             multiplier: spec.scaling.logits(),
         };
+        let branch = |index: BranchIndex| Branch {
+            before: Entry { norm: index.norm_before.map(norm), bias: index.bias_before },
+            inside: Entry { norm: index.norm_inside.map(norm), bias: index.bias_inside },
+            join: Join {
+                skip: spec.residual.skip,
+                factor: spec.scaling.residual(),
+                gain: index.gain,
+                norm: index.norm_after.map(norm),
+            },
+        };
         let block = Block {
-            norm_attention: norm(block.norm_attention),
+            attention: branch(block.attention),
             qkv: block.qkv,
             output: block.output,
-            norm_mlp: norm(block.norm_mlp),
+            mlp: branch(block.mlp),
             up: block.up,
             down: block.down,
-            mlp: spec.mlp,
-            residual: spec.scaling.residual(),
+            activated: Entry { norm: None, bias: block.bias_activation },
+            activation: spec.mlp,
         };
         Self {
             block,

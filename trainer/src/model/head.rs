@@ -3,10 +3,11 @@
 
 use tch::{Kind, Tensor};
 
+use super::branch::Entry;
 use super::compute::{Compute, per_element};
 use super::draw::labels;
 use super::lesson::Lesson;
-use super::norm::{Norm, NormStatistics};
+use super::norm::NormStatistics;
 use super::units::{Orientation, Projection};
 use super::views::{Accumulate, Grads, Weights};
 use crate::kernel::{cross_entropy as kernel, view};
@@ -14,8 +15,8 @@ use crate::kernel::{cross_entropy as kernel, view};
 /// The final norm and the output matrix, which is the token embedding itself when tied.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The norm before the output product.
-    pub norm: Norm,
+    /// What stands before the output product.
+    pub entry: Entry,
     /// The output matrix `[V, D]` in its unit.
     pub output: Projection,
     /// Rows of logits held at once.
@@ -57,7 +58,12 @@ pub struct Labels<'a> {
 impl Head {
     /// The output matrix at `index` of its unit.
     pub fn output_at(index: usize) -> Projection {
-        Projection { weights: index..index + 1, bias: None, orientation: Orientation::OutIn }
+        Projection {
+            weights: index..index + 1,
+            bias: None,
+            orientation: Orientation::OutIn,
+            may_be_fp8: false,
+        }
     }
 
     /// The summed cross-entropy over all positions that count, forward only.
@@ -105,9 +111,10 @@ impl Head {
             let mut logits = self.output.forward(compute, &weights.output, &h);
             let drawn = draws.as_mut().and_then(Iterator::next);
             let drawn = drawn.map(|draws| labels(compute, &logits, &targets, &draws));
-            let counts = targets.not_equal(kernel::IGNORED_TARGET);
             let targets = match drawn {
-                Some(drawn) => drawn.where_self(&counts, &targets),
+                Some(drawn) => {
+                    drawn.where_self(&targets.not_equal(kernel::IGNORED_TARGET), &targets)
+                }
                 None => targets,
             };
             sum += match (lesson, taught.as_mut().and_then(Iterator::next)) {
@@ -121,7 +128,7 @@ impl Head {
         }
         let dh = if self.multiplier == 1.0 { dh } else { dh * self.multiplier };
         let params = (&weights.norm, &grads.norm);
-        (sum, self.norm.backward(compute, params, (x, &statistics), &dh, None))
+        (sum, self.entry.backward(compute, params, (x, statistics.as_ref()), &dh, None))
     }
 
     /// The logits of all rows of `x`, for sampling and tests.
@@ -146,8 +153,8 @@ impl Head {
         compute: &Compute,
         weights: &HeadWeights<'_>,
         x: &Tensor,
-    ) -> (Tensor, NormStatistics) {
-        let (h, statistics) = self.norm.forward(compute, &weights.norm, x);
+    ) -> (Tensor, Option<NormStatistics>) {
+        let (h, statistics) = self.entry.forward(compute, &weights.norm, x);
         let h = if self.multiplier == 1.0 { h } else { h * self.multiplier };
         (h, statistics)
     }
@@ -163,6 +170,9 @@ impl Head {
 
 /// The summed loss of one chunk; `logits` is overwritten by its gradient `softmax - onehot`.
 fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused_anywhere() {
+        return fused.loss_and_grad(logits, targets);
+    }
     if compute.has_kernels() {
         let columns = logits.size()[1] as usize;
         return per_element!(compute, E => {
@@ -183,6 +193,9 @@ fn loss_and_grad(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Te
 
 /// The summed loss of one chunk.
 fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused_anywhere() {
+        return fused.loss_only(logits, targets);
+    }
     if compute.has_kernels() {
         let columns = logits.size()[1] as usize;
         return per_element!(compute, E => {

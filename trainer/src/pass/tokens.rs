@@ -61,7 +61,7 @@ impl Tokens {
         let mut tokens = Self::new(compute, &batch.tokens, batch.batch_size);
         if let Some(mask) = &batch.loss_mask {
             let ignored: Vec<bool> = mask.iter().map(|counts| !counts).collect();
-            let ignored = Tensor::from_slice(&ignored).to_device(compute.device);
+            let ignored = on_device(Tensor::from_slice(&ignored), compute.device);
             tokens.targets = tokens.targets.masked_fill(&ignored, IGNORED_TARGET);
             tokens.num_targets = batch.num_targets() as u64;
         }
@@ -102,10 +102,14 @@ impl Tokens {
     }
 }
 
-/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some.
+/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some,
+/// and without waiting for the copy: libtorch keeps pinned memory until it is done.
 fn on_device(tensor: Tensor, device: Device) -> Tensor {
     match device {
-        Device::Cuda(_) => tensor.f_pin_memory(device).unwrap_or(tensor).to_device(device),
+        Device::Cuda(_) => match tensor.f_pin_memory(device) {
+            Ok(pinned) => pinned.to_device_(device, tensor.kind(), true, false),
+            Err(_) => tensor.to_device(device),
+        },
         _ => tensor.to_device(device),
     }
 }

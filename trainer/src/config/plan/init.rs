@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Group, GroupPlan, PhaseMode, Plan, RampPlan};
-use crate::model::config::ModelConfig;
+use crate::model::config::{BranchGain, ModelConfig, NormPlacement, ResidualForm};
 
 /// `[init]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,66 @@ pub enum InitScheme {
     SmallInit,
     /// Zhao et al. 2022 (ZerO), arXiv:2110.12661: identities and Hadamard matrices, nothing random.
     Zero,
+    /// Zhang et al. 2019, arXiv:1901.09321: no norms, silent branches, numbers around layers.
+    Fixup,
+    /// De and Smith 2020, arXiv:2002.10444: no norms, a factor of 0 on each branch.
+    Skipinit,
+    /// Bachlechner et al. 2020, arXiv:2003.04887: no norms, a factor of 0 on each block's branches.
+    Rezero,
+    /// Huang et al. 2020: no norms, matrices small enough for that.
+    TFixup,
+    /// Wang et al. 2022 (DeepNet), arXiv:2203.00555: norms behind sums in which the stream counts
+    /// more.
+    Deepnorm,
+    /// Wang et al. 2022 (Magneto), arXiv:2210.06423: norms inside branches too.
+    Subln,
+}
+
+impl InitScheme {
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt2",
+            Self::Llama => "llama",
+            Self::Xavier => "xavier",
+            Self::Kaiming => "kaiming",
+            Self::SmallInit => "small_init",
+            Self::Zero => "zero",
+            Self::Fixup => "fixup",
+            Self::Skipinit => "skipinit",
+            Self::Rezero => "rezero",
+            Self::TFixup => "t_fixup",
+            Self::Deepnorm => "deepnorm",
+            Self::Subln => "subln",
+        }
+    }
+
+    /// The residual form that a scheme is made for, in a model of so many blocks; none if it takes
+    /// any.
+    pub fn residual_form(self, num_layers: usize) -> Option<ResidualForm> {
+        let plain = ResidualForm::default();
+        let bare = ResidualForm { norm: NormPlacement::None, ..plain };
+        match self {
+            Self::Gpt2
+            | Self::Llama
+            | Self::Xavier
+            | Self::Kaiming
+            | Self::SmallInit
+            | Self::Zero => None,
+            Self::Fixup => {
+                Some(ResidualForm { gain: BranchGain::Branch, scalar_biases: true, ..bare })
+            }
+            Self::Skipinit => Some(ResidualForm { gain: BranchGain::Branch, ..bare }),
+            Self::Rezero => Some(ResidualForm { gain: BranchGain::Block, ..bare }),
+            Self::TFixup => Some(bare),
+            Self::Deepnorm => {
+                // alpha = (2 M)^(1/4) for M blocks of a decoder alone (table 2).
+                let skip = (2.0 * num_layers.max(1) as f64).powf(0.25);
+                Some(ResidualForm { norm: NormPlacement::Post, skip, ..plain })
+            }
+            Self::Subln => Some(ResidualForm { norm: NormPlacement::Sub, ..plain }),
+        }
+    }
 }
 
 /// How a model is grown from a smaller one; `[init.growth]`.

@@ -14,7 +14,7 @@ use crate::model::config::ModelConfig;
 pub(super) fn resolve(table: &InitTable, problems: &mut Problems) -> InitPlan {
     let growth = table.growth.as_ref();
     InitPlan {
-        scheme: table.scheme.unwrap_or(InitScheme::Gpt2),
+        scheme: table.scheme.unwrap_or_default(),
         from: table.from.clone(),
         growth: growth.map(|growth| growth_plan(growth, "init.growth", problems)),
     }
@@ -110,7 +110,11 @@ pub(super) fn stages(
         before = stage.at_step;
         check_ramp(index, config, (stage, steps), problems);
         written.extend(stage.model.clone());
-        plans.extend(stage_plan(index, stage, (&written, sequence_length), problems));
+        let plan = stage_plan(index, stage, (&written, sequence_length), problems);
+        if let Some(plan) = &plan {
+            check_masked_form(index, (first, plan), problems);
+        }
+        plans.extend(plan);
     }
     plans
 }
@@ -138,6 +142,26 @@ fn check_ramp(
         mask_steps,
         "is not known to the second derivatives of optim.rule = \"sophia_h\"",
         "use \"sophia_g\"",
+    );
+}
+
+/// Masks of 0 keep the function where a silent branch leaves the stream as it is and no norm sees new
+/// heads and neurons beside the old ones: in the plain form.
+fn check_masked_form(
+    index: usize,
+    (first, stage): (&ModelConfig, &GrowthStage),
+    problems: &mut Problems,
+) {
+    let mask_steps = stage.growth.mask_steps;
+    let is_plain = [first, &stage.model].into_iter().all(|model| model.spec().residual.is_plain());
+    problems.require(
+        mask_steps == 0 || is_plain,
+        &format!("growth[{index}].mask_steps"),
+        mask_steps,
+        "masks branches of Llama's and GPT-2's residual form, and model.residual, or the init.scheme \
+         that brings it, is another",
+        "remove model.residual and use an init.scheme without a form, or train at the full size from \
+         the start",
     );
 }
 
@@ -187,6 +211,7 @@ fn stage_plan(
         }
     };
     let schedule = stage.schedule.unwrap_or(PhaseMode::Continue);
-    let model = model::resolve(&table, sequence_length, problems)?;
+    // Initial values are drawn once, so that no scheme brings a form here.
+    let model = model::resolve(&table, InitScheme::Gpt2, sequence_length, problems)?;
     Some(GrowthStage { at_step: stage.at_step, schedule, growth, model })
 }

@@ -4,10 +4,12 @@
 mod checkpoint;
 mod data;
 mod distill;
+mod gpu;
 mod guard;
 mod init;
 mod model;
 mod optim;
+mod residual;
 mod schedule;
 mod whole;
 
@@ -41,7 +43,8 @@ const KEEP_GATHERED_NUMEL: usize = 100_000;
 pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
     let mut problems = Problems(Vec::new());
     let batch = batch(config, &mut problems);
-    let model = model::resolve(&config.model, batch.sequence_length, &mut problems);
+    let scheme = config.init.scheme.unwrap_or_default();
+    let model = model::resolve(&config.model, scheme, batch.sequence_length, &mut problems);
     let Some(model) = model else {
         return Err(ConfigErrors { problems: problems.0 });
     };
@@ -60,6 +63,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         optim,
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
+        gpu: gpu::resolve(&config.gpu, config.precision.unwrap_or(Precision::Bf16), &mut problems),
         parallel: parallel(config, &mut problems),
         eval: data.has_validation().then(|| EvalPlan {
             every: config.eval.every.unwrap_or(0),
