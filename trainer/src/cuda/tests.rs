@@ -12,10 +12,11 @@ use tch::{Device, Kind, Tensor};
 use super::attention::{Backend, Shape, allow, choose_fastest};
 use super::source::SOURCES;
 use super::{CudaError, Form, Fused, NormInput, launch};
+use crate::kernel::activation::{self, gelu};
 use crate::kernel::cross_entropy::IGNORED_TARGET;
-use crate::model::activation;
-use crate::model::compute::Compute;
-use crate::model::config::Mlp;
+use crate::kernel::element::Element;
+use crate::kernel::pool::Pool;
+use crate::kernel::view;
 
 /// Sums of a thousand terms in another order, and another exp: some ulps of f32.
 const F32_TOLERANCE: f64 = 2e-5;
@@ -107,22 +108,38 @@ fn without_a_residual_nothing_is_added() {
     });
 }
 
+/// What the CPU's kernels make of `up` and of a gradient: SwiGLU and GELU, forward and backward.
+fn activations<E: Element + view::Element>(
+    up: &Tensor,
+    d_act: &Tensor,
+    dy: &Tensor,
+) -> [Tensor; 4] {
+    let (pool, columns) = (Pool::new(2), d_act.size()[1] as usize);
+    let mut made = [d_act, up, up, up].map(Tensor::empty_like);
+    let [swiglu, d_swiglu, of_gelu, d_gelu] = made.each_mut().map(view::slice_mut::<E>);
+    let [up, d_act, dy] = [up, d_act, dy].map(view::slice::<E>);
+    activation::swiglu_forward(&pool, up, columns, swiglu);
+    activation::swiglu_backward(&pool, up, d_act, columns, d_swiglu);
+    gelu::forward(&pool, up, of_gelu);
+    gelu::backward(&pool, up, dy, d_gelu);
+    made
+}
+
 #[test]
 fn activations_agree_with_the_kernels_of_the_cpu() {
     with_kernels(|fused, kind, tolerance| {
-        let cpu = Compute::new(Device::Cpu, kind, 2);
         // So large that exp overflows on a careless way.
         let up = random(&[61, 2 * 24], kind) * 30.0;
         let d_act = random(&[61, 24], kind);
-        let expected = activation::forward(&cpu, Mlp::SwiGlu, &up);
-        assert_close(&fused.swiglu_forward(&up), &expected, tolerance, "swiglu");
-        let expected = activation::backward(&cpu, Mlp::SwiGlu, &up, &d_act);
-        assert_close(&fused.swiglu_backward(&up, &d_act), &expected, tolerance, "d swiglu");
-        let expected = activation::forward(&cpu, Mlp::Gelu, &up);
-        assert_close(&fused.gelu_forward(&up), &expected, tolerance, "gelu");
         let dy = random(&[61, 2 * 24], kind);
-        let expected = activation::backward(&cpu, Mlp::Gelu, &up, &dy);
-        assert_close(&fused.gelu_backward(&up, &dy), &expected, tolerance, "d gelu");
+        let [swiglu, d_swiglu, gelu, d_gelu] = match kind {
+            Kind::Float => activations::<f32>(&up, &d_act, &dy),
+            _ => activations::<half::bf16>(&up, &d_act, &dy),
+        };
+        assert_close(&fused.swiglu_forward(&up), &swiglu, tolerance, "swiglu");
+        assert_close(&fused.swiglu_backward(&up, &d_act), &d_swiglu, tolerance, "d swiglu");
+        assert_close(&fused.gelu_forward(&up), &gelu, tolerance, "gelu");
+        assert_close(&fused.gelu_backward(&up, &dy), &d_gelu, tolerance, "d gelu");
     });
 }
 
