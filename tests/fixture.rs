@@ -129,21 +129,31 @@ impl Subject {
         recompute: Recompute,
         rules: &Rules,
     ) -> Self {
+        Self::of((&fixture.config, &fixture.params()), kind, recompute, rules)
+    }
+
+    /// Any model of these weights.
+    pub(crate) fn of(
+        (config, weights): (&ModelConfig, &BTreeMap<String, Tensor>),
+        kind: Kind,
+        recompute: Recompute,
+        rules: &Rules,
+    ) -> Self {
         tch::set_num_threads(2);
         let compute = Compute::new(Device::Cpu, kind, 2);
         let options = RunOptions {
-            sequence_length: fixture.config.spec().max_positions,
+            sequence_length: config.spec().max_positions,
             recompute,
             // Fewer rows than positions, so that the head works in several chunks.
             logits_rows: 10,
         };
-        let model = Decoder::new(&compute, &fixture.config, options);
+        let model = Decoder::new(&compute, config, options);
         let home = (&Placement::alone(), Device::Cpu);
         let state = RunState::allocate(&compute, model.units(), rules, home);
         let mut state = state.expect("a layout");
         for unit in &state.units {
             for place in unit.layout.params() {
-                let values = fixture.get(&format!("param.{}", place.name)).view(-1);
+                let values = weights[&place.name].contiguous().view(-1);
                 part(&unit.masters, place).copy_(&values);
             }
         }

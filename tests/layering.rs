@@ -27,7 +27,7 @@ const ORDER: &[&[&str]] = &[
     &["sharding", "rules", "ownership"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
-    &["update", "pass", "eval_point", "curvature"],
+    &["update", "pass", "eval_point", "curvature", "teacher"],
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving", "saver"],

@@ -112,6 +112,21 @@ pub enum Error {
         /// The file's vocabulary size.
         found: usize,
     },
+    /// A teacher that does not go with the model.
+    #[error(
+        "the teacher {path} has {key} {found}, but this run needs {expected}; use a teacher of the \
+         same vocabulary and tokenizer that sees whole sequences, or remove [distill]"
+    )]
+    Teacher {
+        /// `distill.teacher`.
+        path: PathBuf,
+        /// What differs.
+        key: &'static str,
+        /// The teacher's.
+        found: String,
+        /// The run's.
+        expected: String,
+    },
     /// The tokenizer has ids that the model does not.
     #[error(
         "the tokenizer {tokenizer} has {found} ids, but the model's vocab_size is {expected}; use \

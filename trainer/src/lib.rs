@@ -46,6 +46,7 @@ pub mod starting;
 pub mod state;
 pub mod step;
 pub mod step_numbers;
+pub mod teacher;
 pub mod update;
 pub mod watchdog;
 

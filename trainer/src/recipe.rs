@@ -9,8 +9,8 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, Group, GroupPlan, Home, Plan, Recompute as Wanted, Reduction, Rule,
-    Scaling as MuonScaling, Schedule, ScheduleUnit,
+    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, Plan, RampPlan,
+    Recompute as Wanted, Reduction, Rule, Scaling as MuonScaling, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
@@ -20,12 +20,14 @@ use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
+use crate::model::ramp::Ramp;
 use crate::model::scaling::{MatrixStep, Scaling};
 use crate::pass::Documents;
 use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
+use crate::teacher::{Distillation, Fading};
 
 /// The recipe of a plan for one of `degree` ranks.
 ///
@@ -33,6 +35,7 @@ use crate::step::Recipe;
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
     let model = Decoder::new(&compute, &plan.model, run_options(plan));
+    let model = model.with_ramp(&compute, ramp_of(plan), 0);
     let scaling = model.spec.scaling;
     let rules = rules(plan, &scaling)?;
     Ok(Recipe {
@@ -44,6 +47,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         schedule: schedule(plan)?,
         weight_decay: weight_decay(plan)?,
         curvature: curvature(plan),
+        distillation: plan.distill.as_ref().map(distillation),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
         guard: guard::Rules::new(&plan.guard),
@@ -54,6 +58,12 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
             Some(false) | None => Documents::Together,
         },
     })
+}
+
+/// The masks of the stage that a plan is of.
+pub fn ramp_of(plan: &Plan) -> Option<Ramp> {
+    let RampPlan { from_step, steps, blocks, heads, neurons } = plan.ramp.clone()?;
+    Some(Ramp { from_step, steps, blocks, heads, neurons })
 }
 
 /// The update rules of a plan.
@@ -235,6 +245,17 @@ fn curvature(plan: &Plan) -> Option<Curvature> {
         _ => None,
     })?;
     Some(Curvature { every, estimator, seed: plan.seed })
+}
+
+/// When a teacher counts; it is read when it does.
+fn distillation(plan: &DistillPlan) -> Distillation {
+    let fading = match plan.decay {
+        DistillDecay::Linear => Fading::Linear,
+        DistillDecay::Cosine => Fading::Cosine,
+        DistillDecay::Constant => Fading::Constant,
+    };
+    let DistillPlan { weight, steps, temperature, .. } = *plan;
+    Distillation { weight, steps, fading, temperature, teacher: None }
 }
 
 fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {

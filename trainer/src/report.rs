@@ -11,7 +11,8 @@ use crate::clock::Clock;
 use crate::config::Plan;
 use crate::corpus::step_of;
 use crate::metrics::{
-    Communication, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu, peak_resident_bytes,
+    Communication, DistillRecord, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu,
+    peak_resident_bytes,
 };
 use crate::pass::Traffic;
 use crate::state::RunState;
@@ -149,6 +150,9 @@ pub fn step_record(
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
+        distill: outcome
+            .distilled
+            .map(|it| Box::new(DistillRecord { loss: it.loss, weight: it.weight })),
         skipped: outcome.tripped.map(|tripped| tripped.trip),
     }
 }

@@ -240,6 +240,10 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             let some = settings.by_path.contains_key("init.from");
             blocked(some, "init.from", "init.from is not set".to_owned())
         }
+        Applies::Teacher => {
+            let some = settings.by_path.contains_key("distill.teacher");
+            blocked(some, "distill.teacher", "distill.teacher is not set".to_owned())
+        }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
             let rest = settings.number("optim.rest.weight_decay").unwrap_or(0.0);

@@ -3,10 +3,12 @@
 
 mod checkpoint;
 mod data;
+mod distill;
 mod gpu;
 mod guard;
 mod init;
 mod optim;
+mod ramp;
 mod schedule;
 mod whole;
 
@@ -19,6 +21,7 @@ use crate::model::config::{ModelConfig, Precision};
 
 pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
+pub use distill::{DistillDecay, DistillPlan};
 pub use gpu::{AttentionChoice, GpuPlan};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::{
@@ -27,6 +30,7 @@ pub use init::{
 };
 pub(in crate::config) use optim::decays;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
+pub use ramp::RampPlan;
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 pub use whole::{
     AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
@@ -49,6 +53,9 @@ pub struct Plan {
     /// What the weights start from.
     #[serde(default)]
     pub init: InitPlan,
+    /// A teacher to learn from; none if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillPlan>,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.
@@ -86,6 +93,9 @@ pub struct Plan {
     /// The stages in which the model grows, in order; `model` is the one before them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<GrowthStage>,
+    /// The masks of the stage that this plan is of; none if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<RampPlan>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }

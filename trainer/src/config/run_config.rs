@@ -1,6 +1,7 @@
 //! A run as the user wrote it: the TOML file's tables, with nothing filled in.
 
-use std::collections::BTreeMap;
+mod data;
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,12 +12,14 @@ use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::stages::{GrowthStageTable, InitTable};
 use super::{
-    AttentionChoice, Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode,
+    AttentionChoice, Backend, DecayShape, Device, DistillDecay, Home, Meaning, OnChange, PhaseMode,
     Policy, Probe, Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype,
-    StepScale, Tokenizer,
+    StepScale,
 };
 use crate::model::config::{BranchGain, NormPlacement, Parametrization, Precision};
 use crate::model::fp8::Fp8;
+
+pub(super) use data::{DataTable, SourceTable, StageTable};
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -34,6 +37,8 @@ pub(super) struct RunConfig {
     pub(super) init: InitTable,
     #[serde(default)]
     pub(super) growth: Vec<GrowthStageTable>,
+    #[serde(default)]
+    pub(super) distill: DistillTable,
     /// `[model]` as written, which stages change.
     #[serde(skip)]
     pub(super) written_model: Table,
@@ -160,37 +165,12 @@ pub(super) enum Family {
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DataTable {
-    pub(super) tokens: Option<PathBuf>,
-    pub(super) text: Option<PathBuf>,
-    pub(super) sources: Option<Vec<SourceTable>>,
-    pub(super) stages: Option<Vec<StageTable>>,
-    pub(super) tokenizer: Option<Tokenizer>,
-    pub(super) validation_fraction: Option<f64>,
-    pub(super) validation_tokens: Option<PathBuf>,
-    pub(super) packing: Option<Packing>,
-    pub(super) mask_documents: Option<bool>,
-}
-
-/// A table of `data.sources`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SourceTable {
-    pub(super) name: String,
-    pub(super) tokens: PathBuf,
+pub(super) struct DistillTable {
+    pub(super) teacher: Option<PathBuf>,
     pub(super) weight: Option<f64>,
-    pub(super) max_epochs: Option<f64>,
-    pub(super) validation_fraction: Option<f64>,
-    pub(super) validation_tokens: Option<PathBuf>,
-}
-
-/// A table of `data.stages`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StageTable {
-    pub(super) from_step: Option<u64>,
-    pub(super) from_tokens: Option<u64>,
-    pub(super) weights: BTreeMap<String, f64>,
+    pub(super) steps: Option<u64>,
+    pub(super) decay: Option<DistillDecay>,
+    pub(super) temperature: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

@@ -2,132 +2,16 @@
 
 use super::plan::Meaning;
 
-/// What a key's value must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// An integer of at least 0.
-    Count,
-    /// A finite number.
-    Number,
-    /// Integers of at least 0.
-    Counts,
-    /// Two finite numbers.
-    Pair,
-    /// Two integers of at least 0.
-    Range,
-    /// True or false.
-    Flag,
-    /// Any string.
-    Text,
-    /// A string that names a file to read, relative to the current directory or the config file.
-    InputPath,
-    /// `"bytes"`, or an input path.
-    Tokenizer,
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    /// A list of any of these words.
-    Words(&'static [&'static str]),
-    /// An array of tables, the stages of a run; see [`super::stages`].
-    Stages,
-    /// Numbers by name.
-    Weights,
-    /// An array of tables with these keys, whose paths are their names alone.
-    Tables(&'static [Key]),
-}
+mod key;
 
-/// When a key takes effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Applies {
-    /// Always.
-    Always,
-    /// With this `model.model_type`.
-    Family(&'static str),
-    /// With one of these `optim.rule`s.
-    Rule(&'static [&'static str]),
-    /// With one of these `schedule.kind`s.
-    Schedule(&'static [&'static str]),
-    /// With a part of the data kept for validation.
-    Validation,
-    /// Without `data.sources`, whose tables have keys of their own for this.
-    OneSource,
-    /// With `data.sources`.
-    Mixture,
-    /// With a `data.packing` that minds documents.
-    Documents,
-    /// With `sample.tokens` above 0.
-    Sampling,
-    /// With samples drawn at random, not by the largest logit.
-    RandomSampling,
-    /// With one of these `model.parametrization`s.
-    Parametrization(&'static [&'static str]),
-    /// With this `schedule.mode`.
-    Mode(&'static str),
-    /// With `schedule.from_step`.
-    Phase,
-    /// With a weight decay that changes over the steps.
-    DecayShape,
-    /// With `batch.ramp_steps` above 0.
-    Ramp,
-    /// Where the model has biases.
-    Biases,
-    /// Where the head is a parameter of its own.
-    OwnHead,
-    /// Where the residual form has learned numbers.
-    Scalars,
-    /// With weight decay at all.
-    Decay,
-    /// With a model to start from.
-    From,
-    /// With one of these `model.rope_scaling.rope_type`s.
-    RopeType(&'static [&'static str]),
-    /// With spikes looked for.
-    Spikes,
-    /// Where a step that goes wrong may not end the run.
-    GoesOn,
-    /// Where a step that goes wrong may take the run back.
-    Rewinds,
-}
+pub(super) use key::{Applies, Key, Kind};
 
-/// One key of the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key {
-    /// The full path, such as `optim.lr`.
-    pub(super) path: &'static str,
-    /// The type of its value.
-    pub(super) kind: Kind,
-    /// Its conditions; all must hold.
-    pub(super) applies: [Applies; 2],
-    /// Whether it must be set where it applies.
-    pub(super) required: bool,
-    /// What it means, as a phrase that completes "expected".
-    pub(super) about: &'static str,
-}
-
-const fn key(path: &'static str, kind: Kind, about: &'static str) -> Key {
-    Key { path, kind, applies: [Applies::Always; 2], required: false, about }
-}
-
-impl Key {
-    const fn required(mut self) -> Self {
-        self.required = true;
-        self
-    }
-
-    const fn only(mut self, first: Applies) -> Self {
-        self.applies[0] = first;
-        self
-    }
-
-    const fn and(mut self, second: Applies) -> Self {
-        self.applies[1] = second;
-        self
-    }
-}
+use key::key;
 
 use Applies::{
     Biases, Decay, DecayShape, Documents, Family, From, GoesOn, Mixture, Mode, OneSource, OwnHead,
     Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Scalars,
-    Schedule, Spikes, Validation,
+    Schedule, Spikes, Teacher, Validation,
 };
 use Kind::{
     Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Tables, Text, Tokenizer,
@@ -254,11 +138,18 @@ pub(super) const KEYS: &[Key] = &[
     key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero", "fixup", "skipinit", "rezero", "t_fixup", "deepnorm", "subln"]), "how initial weights are drawn"),
     key("init.from", InputPath, "the folder of a model to start from"),
     key("init.growth.depth", OneOf(&["stack", "interpolate", "zero_insert", "identity_insert", "lemon"]), "where added blocks come from").only(From),
-    key("init.growth.width", OneOf(&["equal", "uneven", "aki"]), "how copies share what they read").only(From),
+    key("init.growth.width", OneOf(&["equal", "uneven", "aki", "random"]), "how copies share what they read").only(From),
     key("init.growth.residual", OneOf(&["copy", "zero_pad"]), "what new residual channels hold").only(From),
     key("init.growth.split_std", Number, "the deviation of an uneven split, in that of initial weights").only(From),
     key("init.growth.learn_steps", Count, "the steps in which the map is learned, 0 for none").only(From),
+    key("init.growth.mask_steps", Count, "the steps in which masks over what was added rise, 0 for none").only(From),
     key("init.growth.moments", OneOf(&["map", "zero", "fresh"]), "what becomes of the optimizer's state").only(From),
+
+    key("distill.teacher", InputPath, "the folder of a smaller model to learn from"),
+    key("distill.weight", Number, "the teacher's weight at the first step").only(Teacher),
+    key("distill.steps", Count, "the steps after which its weight is 0").only(Teacher),
+    key("distill.decay", OneOf(&["linear", "cosine", "constant"]), "how its weight falls").only(Teacher),
+    key("distill.temperature", Number, "the divisor of both models' logits").only(Teacher),
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),

@@ -20,6 +20,19 @@ pub enum Error {
         /// What was looked for.
         reason: String,
     },
+    /// What a growth has added stands behind masks that are not 1 yet.
+    #[error(
+        "{} is of step {step}, when masks over what growth has added are still below 1; use a \
+         checkpoint of step {until} or later, whose model is a plain one", folder.display()
+    )]
+    Masked {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// Its step.
+        step: u64,
+        /// The step at which the masks are 1.
+        until: u64,
+    },
     /// No architecture in transformers computes the model.
     #[error(
         "{} cannot be exported: transformers has no architecture with its model.residual (norm {:?}, \

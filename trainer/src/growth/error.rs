@@ -103,6 +103,30 @@ pub enum Problem {
         /// The source's key heads.
         found_kv: usize,
     },
+    /// Masks do not cover the residual stream.
+    #[error(
+        "model.{key} = {target}, but width = \"random\" keeps the source's {found}, as masks do not \
+         cover the residual stream; keep it, or grow it by \"uneven\" in a stage of its own"
+    )]
+    MaskedStream {
+        /// The key.
+        key: &'static str,
+        /// The target's.
+        target: usize,
+        /// The source's.
+        found: usize,
+    },
+    /// Added query heads would come between the old ones.
+    #[error(
+        "width = \"random\" adds heads behind the old ones, which keep {found} query heads a key \
+         head, and the model has {target}; add key heads in proportion"
+    )]
+    MaskedHeads {
+        /// The target's queries a key head.
+        target: usize,
+        /// The source's.
+        found: usize,
+    },
     /// The epsilon under which the operator is exact is another.
     #[error(
         "model.{key} = {target:?} changes the function: {copies} copies of {old} channels in {new} \

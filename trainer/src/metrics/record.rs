@@ -124,9 +124,22 @@ pub struct StepRecord {
     /// Model FLOPs since the run began, this step included, over all ranks.
     #[serde(deserialize_with = "nan_from_null")]
     pub total_flops: f64,
+    /// A teacher's part, where one counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<Box<DistillRecord>>,
     /// Why the step counts without its update, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Trip>,
+}
+
+/// A teacher's part in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DistillRecord {
+    /// Mean divergence from its predictions over the global batch's valid tokens, in nats.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub loss: f64,
+    /// Its weight in the gradient; the cross-entropy has what is left.
+    pub weight: f64,
 }
 
 /// Calls between ranks, as one rank saw them.

@@ -12,6 +12,7 @@ use super::branch::{Entry, Join, Joined, put_scalar};
 use super::compute::Compute;
 use super::config::Mlp;
 use super::norm::NormStatistics;
+use super::ramp::{Mask, masked};
 use super::rotary::{Rotary, Turn};
 use super::units::Projection;
 use super::views::{Grads, Weights};
@@ -68,6 +69,8 @@ pub struct Pass<'a> {
     pub attention: Attention<'a>,
     /// The rotary tables, in families that rotate.
     pub rotary: Option<&'a Rotary>,
+    /// What is masked in the block at hand.
+    pub mask: Mask<'a>,
 }
 
 /// Kept from a block's forward: its input, and the inner values unless the whole is recomputed.
@@ -136,7 +139,8 @@ impl Block {
     ) -> (Tensor, Saved) {
         let (mut inner, o) = self.inner(pass, weights, &x);
         let params = (pass.compute, weights);
-        let (y, joined) = self.mlp.join.forward(params, &self.down, &o, &inner.x2);
+        let join = self.mlp.join.times(pass.mask.branch);
+        let (y, joined) = join.forward(params, &self.down, &o, &inner.x2);
         inner.joined_mlp = joined;
         if recompute == Recompute::Elementwise {
             inner.act = None;
@@ -161,7 +165,7 @@ impl Block {
     ) -> Tensor {
         let Saved { x, inner } = saved;
         let mut inner = inner.unwrap_or_else(|| self.whole_inner(pass, params.0, &x));
-        let (dx2, gain_mlp) = self.backward_mlp(pass.compute, params, &mut inner, &dy);
+        let (dx2, gain_mlp) = self.backward_mlp(pass, params, &mut inner, &dy);
         drop(dy);
         let (dx, gain_attention) = self.backward_attention(pass, params, (&x, inner), &dx2);
         self.put_gains(pass.compute, params.1, [gain_attention, gain_mlp]);
@@ -185,15 +189,18 @@ impl Block {
 
     fn backward_mlp(
         &self,
-        compute: &Compute,
+        pass: &Pass<'_>,
         params: (&Weights<'_>, &Grads<'_>),
         inner: &mut Inner,
         dy: &Tensor,
     ) -> (Tensor, Option<Tensor>) {
-        let parted = self.mlp.join.backward(compute, params, &inner.joined_mlp, dy);
+        let compute = pass.compute;
+        let join = self.mlp.join.times(pass.mask.branch);
+        let parted = join.backward(compute, params, &inner.joined_mlp, dy);
         let (up, _) = self.activated.forward(compute, params.0, &inner.up);
         let act = inner.act.take();
         let act = act.unwrap_or_else(|| activation::forward(compute, self.activation, &up));
+        let act = masked(&act, pass.mask.neurons);
         let inside = &self.mlp.inside;
         let o = inner.o_mlp.take((compute, params.0), inside, &act);
         let d_o = self.down.backward(compute, params, &o, &parted.branch);
@@ -201,6 +208,7 @@ impl Block {
         let statistics = inner.o_mlp.statistics.as_ref();
         let d_act = inside.backward(compute, params, (&act, statistics), &d_o, None);
         drop((act, d_o));
+        let d_act = masked(&d_act, pass.mask.neurons);
         let d_up = activation::backward(compute, self.activation, &up, &d_act);
         drop((up, d_act));
         let d_up = self.activated.backward(compute, params, (&inner.up, None), &d_up, None);
@@ -219,15 +227,17 @@ impl Block {
         dx2: &Tensor,
     ) -> (Tensor, Option<Tensor>) {
         let compute = pass.compute;
-        let parted = self.attention.join.backward(compute, params, &inner.joined_attention, dx2);
+        let join = self.attention.join.times(pass.mask.branch);
+        let parted = join.backward(compute, params, &inner.joined_attention, dx2);
         let inside = &self.attention.inside;
-        let out = &inner.attention.out;
-        let o = inner.o_attention.take((compute, params.0), inside, out);
+        let out = masked(&inner.attention.out, pass.mask.heads);
+        let o = inner.o_attention.take((compute, params.0), inside, &out);
         let d_o = self.output.backward(compute, params, &o, &parted.branch);
         drop(o);
         let statistics = inner.o_attention.statistics.as_ref();
-        let d_out = inside.backward(compute, params, (out, statistics), &d_o, None);
-        drop(d_o);
+        let d_out = inside.backward(compute, params, (&out, statistics), &d_o, None);
+        drop((out, d_o));
+        let d_out = masked(&d_out, pass.mask.heads);
         let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
         if let Some(rotary) = pass.rotary {
@@ -246,7 +256,8 @@ impl Block {
         let (mut inner, o) = self.inner(pass, weights, x);
         if self.mlp.join.keeps() {
             let params = (pass.compute, weights);
-            inner.joined_mlp = self.mlp.join.forward(params, &self.down, &o, &inner.x2).1;
+            let join = self.mlp.join.times(pass.mask.branch);
+            inner.joined_mlp = join.forward(params, &self.down, &o, &inner.x2).1;
         }
         inner
     }
@@ -262,15 +273,18 @@ impl Block {
             rotary.turn(compute, &mut qkv, &pass.attention, Turn::Forward);
         }
         let attention = pass.attention.forward(compute, &qkv);
-        let (o, o_attention) = Entered::new(params, &self.attention.inside, &attention.out);
-        let (x2, joined_attention) = self.attention.join.forward(params, &self.output, &o, x);
-        drop(o);
+        let out = masked(&attention.out, pass.mask.heads);
+        let (o, o_attention) = Entered::new(params, &self.attention.inside, &out);
+        let join = self.attention.join.times(pass.mask.branch);
+        let (x2, joined_attention) = join.forward(params, &self.output, &o, x);
+        drop((out, o));
         let (h, h_mlp) = Entered::new(params, &self.mlp.before, &x2);
         let up = self.up.forward(compute, weights, &h);
         drop(h);
         let (biased, _) = self.activated.forward(compute, weights, &up);
         let act = activation::forward(compute, self.activation, &biased);
-        let (o, o_mlp) = Entered::new(params, &self.mlp.inside, &act);
+        let out = masked(&act, pass.mask.neurons);
+        let (o, o_mlp) = Entered::new(params, &self.mlp.inside, &out);
         let inner = Inner {
             h_attention,
             qkv,

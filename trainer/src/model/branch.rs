@@ -117,6 +117,11 @@ impl Join {
         self.gain.is_some() || self.norm.is_some()
     }
 
+    /// The same with `mask` as a further constant factor on the branch.
+    pub fn times(self, mask: f64) -> Self {
+        Self { factor: self.factor * mask, ..self }
+    }
+
     /// The stream behind the branch.
     ///
     /// # Shapes

@@ -9,6 +9,7 @@ use super::config::{DecoderSpec, ModelConfig, Position};
 use super::embedding::Positions;
 use super::head::Head;
 use super::norm::Norm;
+use super::ramp::{Mask, Masks, Ramp};
 use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
 use super::segments::Segments;
@@ -38,6 +39,8 @@ pub struct Decoder {
     pub recompute: Recompute,
     rotary: Option<Rotary>,
     units: Vec<UnitSpec>,
+    ramp: Option<Ramp>,
+    masks: Option<Masks>,
 }
 
 impl Decoder {
@@ -80,7 +83,34 @@ impl Decoder {
             activated: Entry { norm: None, bias: block.bias_activation },
             activation: spec.mlp,
         };
-        Self { block, head, recompute: options.recompute, rotary, units, spec }
+        Self {
+            block,
+            head,
+            recompute: options.recompute,
+            rotary,
+            units,
+            spec,
+            ramp: None,
+            masks: None,
+        }
+    }
+
+    /// With masks that rise over a run's steps, at first as they are after `step` of them.
+    #[must_use]
+    pub fn with_ramp(mut self, compute: &Compute, ramp: Option<Ramp>, step: u64) -> Self {
+        self.ramp = ramp;
+        self.mask_at(compute, step);
+        self
+    }
+
+    /// Sets the masks to what they are after `step` steps.
+    pub fn mask_at(&mut self, compute: &Compute, step: u64) {
+        self.masks = self.ramp.as_ref().and_then(|ramp| ramp.masks(compute, &self.spec, step));
+    }
+
+    /// A pass through one of the blocks, under its masks.
+    pub fn through<'a>(&'a self, pass: &Pass<'a>, layer: usize) -> Pass<'a> {
+        Pass { mask: self.masks.as_ref().map_or(Mask::NONE, |masks| masks.of(layer)), ..*pass }
     }
 
     /// The units in execution order: embedding, blocks, head.
@@ -110,6 +140,6 @@ impl Decoder {
         segments: Option<&'a Segments>,
     ) -> Pass<'a> {
         let attention = Attention::new(&self.spec, shape, segments);
-        Pass { compute, attention, rotary: self.rotary.as_ref() }
+        Pass { compute, attention, rotary: self.rotary.as_ref(), mask: Mask::NONE }
     }
 }

@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 use super::branch::Entry;
 use super::compute::{Compute, per_element};
 use super::draw::labels;
+use super::lesson::Lesson;
 use super::norm::NormStatistics;
 use super::units::{Orientation, Projection};
 use super::views::{Accumulate, Grads, Weights};
@@ -43,6 +44,17 @@ pub struct HeadGrads<'a> {
     pub output: Grads<'a>,
 }
 
+/// What predictions are held against.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    /// `[N]` i64, [`kernel::IGNORED_TARGET`] for none.
+    pub targets: &'a Tensor,
+    /// `[N]` f64, uniform numbers by which labels are drawn from the model's own predictions.
+    pub draws: Option<&'a Tensor>,
+    /// What a teacher says, which then counts in the gradient.
+    pub lesson: Option<&'a Lesson>,
+}
+
 impl Head {
     /// The output matrix at `index` of its unit.
     pub fn output_at(index: usize) -> Projection {
@@ -75,22 +87,24 @@ impl Head {
     }
 
     /// The summed cross-entropy and the gradient of `x`; adds the head's own gradients to `grads`.
-    /// With `draws`, uniform numbers, against labels drawn by them from the model's predictions.
+    /// With draws, against labels drawn by them from the model's predictions; with a lesson, the
+    /// gradient is that of the mixture with the teacher, whose part of the loss goes to the lesson.
     ///
     /// # Shapes
-    /// - `x`: `[N, D]`, `targets`: `[N]` i64, `draws`: `[N]` f64; returns a scalar f64 on the device and `[N, D]`
+    /// - `x`: `[N, D]`; returns a scalar f64 on the device and `[N, D]`
     pub fn loss_and_backward(
         &self,
         compute: &Compute,
         (weights, grads): (&HeadWeights<'_>, &HeadGrads<'_>),
         x: &Tensor,
-        (targets, draws): (&Tensor, Option<&Tensor>),
+        Labels { targets, draws, lesson }: Labels<'_>,
     ) -> (Tensor, Tensor) {
         let (h, statistics) = self.scaled_norm(compute, weights, x);
         let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
         let dh = h.empty_like();
         let mut output_grads = grads.output;
         let mut draws = draws.map(|draws| self.chunks(draws));
+        let mut taught = lesson.map(|lesson| self.chunks(&lesson.hidden));
         for ((h, targets), mut dh) in
             self.chunks(&h).zip(self.chunks(targets)).zip(self.chunks(&dh))
         {
@@ -103,7 +117,12 @@ impl Head {
                 }
                 None => targets,
             };
-            sum += loss_and_grad(compute, &mut logits, &targets);
+            sum += match (lesson, taught.as_mut().and_then(Iterator::next)) {
+                (Some(lesson), Some(hidden)) => {
+                    lesson.loss_and_grad(compute, &mut logits, (&hidden, &targets))
+                }
+                _ => loss_and_grad(compute, &mut logits, &targets),
+            };
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
             output_grads.accumulate = Accumulate::Add;
         }
@@ -117,8 +136,15 @@ impl Head {
     /// # Shapes
     /// - `x`: `[N, D]`; returns `[N, V]` in the compute dtype
     pub fn logits(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
-        let (h, _) = self.scaled_norm(compute, weights, x);
-        self.output.forward(compute, &weights.output, &h)
+        self.output.forward(compute, &weights.output, &self.hidden(compute, weights, x))
+    }
+
+    /// What the output matrix is applied to.
+    ///
+    /// # Shapes
+    /// - `x`: `[N, D]`; returns `[N, D]` in the compute dtype
+    pub fn hidden(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
+        self.scaled_norm(compute, weights, x).0
     }
 
     /// The normed `x` with the factor on the logits, which the product is linear in.
@@ -181,15 +207,15 @@ fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor
 }
 
 /// The targets of a chunk as tensor operations take them.
-struct Targets {
+pub(super) struct Targets {
     /// `[n, 1]`: token ids; 0 where the target is ignored.
-    ids: Tensor,
+    pub(super) ids: Tensor,
     /// `[n, 1]` bool.
-    ignored: Tensor,
+    pub(super) ignored: Tensor,
 }
 
 impl Targets {
-    fn new(targets: &Tensor) -> Self {
+    pub(super) fn new(targets: &Tensor) -> Self {
         let targets = targets.unsqueeze(-1);
         let ignored = targets.eq(kernel::IGNORED_TARGET);
         Self { ids: targets.masked_fill(&ignored, 0), ignored }
@@ -197,7 +223,7 @@ impl Targets {
 }
 
 /// `sum(logsumexp(row) - row[target])` in f64 over the rows that count.
-fn loss_of(wide: &Tensor, targets: &Targets) -> Tensor {
+pub(super) fn loss_of(wide: &Tensor, targets: &Targets) -> Tensor {
     let chosen = wide.gather(-1, &targets.ids, false);
     let losses = wide.logsumexp([-1i64].as_slice(), true) - chosen;
     losses.masked_fill(&targets.ignored, 0.0).sum(Kind::Double)

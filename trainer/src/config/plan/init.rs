@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, GroupPlan, PhaseMode, Plan};
+use super::{Group, GroupPlan, PhaseMode, Plan, RampPlan};
 use crate::model::config::{BranchGain, ModelConfig, NormPlacement, ResidualForm};
 
 /// `[init]`.
@@ -116,6 +116,9 @@ pub struct GrowthPlan {
     pub learn_steps: u64,
     /// What becomes of the optimizer's state.
     pub moments: MomentGrowth,
+    /// Steps in which masks over what was added rise from 0 to 1; 0 for no masks.
+    #[serde(default)]
+    pub mask_steps: u64,
 }
 
 /// Where added blocks come from.
@@ -144,6 +147,8 @@ pub enum WidthGrowth {
     Uneven,
     /// In equal parts, and added rows are those of the next block: the function does not stay.
     Aki,
+    /// Not at all: added heads and neurons are drawn at random, and stand behind masks at first.
+    Random,
 }
 
 /// What new channels of the residual stream hold.
@@ -177,12 +182,17 @@ impl GrowthPlan {
         split_std: 0.1,
         learn_steps: 0,
         moments: MomentGrowth::Map,
+        mask_steps: 0,
     };
 
-    /// Whether a model grown in depth or width keeps its function, in real arithmetic.
+    /// Whether a model grown in depth or width keeps its function, in real arithmetic: under masks
+    /// as they are at first.
     pub fn keeps_function(&self, deepens: bool, widens: bool) -> bool {
         let shifts = matches!(self.depth, DepthGrowth::Stack | DepthGrowth::Interpolate);
-        let jumps = deepens && shifts || widens && self.width == WidthGrowth::Aki;
+        let is_masked = self.mask_steps > 0;
+        let jumps = deepens && shifts && !is_masked
+            || widens && self.width == WidthGrowth::Aki
+            || widens && self.width == WidthGrowth::Random && !is_masked;
         self.learn_steps == 0 && !jumps
     }
 
@@ -190,8 +200,9 @@ impl GrowthPlan {
     pub(in crate::config) fn default_moments(
         depth: DepthGrowth,
         width: WidthGrowth,
+        mask_steps: u64,
     ) -> MomentGrowth {
-        let plan = Self { depth, width, ..Self::DEFAULT };
+        let plan = Self { depth, width, mask_steps, ..Self::DEFAULT };
         if plan.keeps_function(true, true) { MomentGrowth::Map } else { MomentGrowth::Fresh }
     }
 }
@@ -234,6 +245,8 @@ impl Plan {
         let Some(entered) = stage.checked_sub(1).map(|index| &self.growth[index]) else {
             return plan;
         };
+        let before = stage.checked_sub(2).map_or(&self.model, |index| &self.growth[index].model);
+        plan.ramp = RampPlan::of(before, entered);
         plan.model = entered.model.clone();
         let anew = self.growth[..stage].iter().rfind(|s| s.schedule != PhaseMode::Continue);
         if let Some(anew) = anew {

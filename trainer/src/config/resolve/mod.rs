@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod data;
+mod distill;
 mod gpu;
 mod guard;
 mod init;
@@ -80,7 +81,9 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             cooldown_steps,
             ..tokens(&batch, steps, &mut problems)
         },
+        distill: distill::resolve(&config.distill, steps, &mut problems),
         init: init::resolve(&config.init, &mut problems),
+        ramp: None,
         growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
         data,
