@@ -258,6 +258,7 @@ pub struct RewindRecord {
 /// One line of `metrics.jsonl`; the key `kind` says which.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "one exists at a time, and nearly all are steps")]
 pub enum Record<'a> {
     /// A training step.
     Step(Cow<'a, StepRecord>),
