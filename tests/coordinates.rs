@@ -8,18 +8,25 @@ use tch::{Device, Kind};
 
 use crate::program::Program;
 
-/// What three steps come to at a width of 32 times `factor` and a depth of 2 times `deeper`.
-fn after_steps(
+/// What three steps of AdamW come to at a width of 32 times `factor` and a depth of 2 times `deeper`.
+fn after_steps(program: &Program, size: (usize, usize), parametrization: &str) -> Coordinates {
+    let mut rows = after_each_step(program, size, parametrization, &["optim.lr=5e-3"]);
+    rows.pop().expect("four rows")
+}
+
+/// The same of any rule, and before each step.
+fn after_each_step(
     program: &Program,
     (factor, deeper): (usize, usize),
     parametrization: &str,
-) -> Coordinates {
+    rule: &[&str],
+) -> Vec<Coordinates> {
     let sizes = [("hidden_size", 32), ("intermediate_size", 48), ("num_attention_heads", 4)];
     let mut overrides: Vec<String> =
         sizes.iter().map(|(key, size)| format!("model.{key}={}", size * factor)).collect();
     overrides.push(format!("model.num_key_value_heads={}", 2 * factor));
     overrides.push(format!("model.num_hidden_layers={}", 2 * deeper));
-    overrides.push("optim.lr=5e-3".to_owned());
+    overrides.extend(rule.iter().map(|key| (*key).to_owned()));
     overrides.push("schedule.kind=constant".to_owned());
     overrides.push("schedule.warmup_steps=0".to_owned());
     if parametrization != "standard" {
@@ -31,7 +38,7 @@ fn after_steps(
     }
     let plan = plan(program, &overrides);
     let rows = coordinates(&plan, Compute::new(Device::Cpu, Kind::Float, 1), 3);
-    rows.expect("a run").pop().expect("four rows")
+    rows.expect("a run")
 }
 
 fn plan(program: &Program, overrides: &[String]) -> Plan {
@@ -52,6 +59,34 @@ fn activations_are_flat_in_width_under_mup_and_not_under_the_standard() {
     let (standard, mup) = (ratio("standard"), ratio("mup"));
     assert!(standard > 3.0, "the standard's logits change {standard} times as much");
     assert!((0.4..2.0).contains(&mup), "muP's logits change {mup} times as much");
+}
+
+/// Only the matrices of blocks learn, so that nothing else hides what their steps do: how far the
+/// loss falls. (Logits of a fixed head change by a random part too, which falls with the width.)
+#[test]
+fn orthogonal_steps_move_a_wide_model_as_a_narrow_one_under_mup() {
+    let _no_graph = tch::no_grad_guard();
+    tch::set_num_threads(1);
+    let program = Program::new();
+    let still = ["embedding", "norm", "head"];
+    let still = still.map(|group| format!("optim.groups.{group}.lr_multiplier=0"));
+    let ratio = |scaling: &str| {
+        let lr = if scaling == "original" { "optim.lr=0.05" } else { "optim.lr=0.02" };
+        let scaling = format!("optim.scaling='{scaling}'");
+        let rule = ["optim.rule='muon'", &scaling, lr, "optim.weight_decay=0"];
+        let rule = [&rule[..], &still.each_ref().map(String::as_str)].concat();
+        let fall = |factor| {
+            let rows = after_each_step(&program, (factor, 1), "mup", &rule);
+            rows[0].loss - rows[3].loss
+        };
+        let (narrow, wide) = (fall(1), fall(8));
+        eprintln!("{scaling}: the loss falls by {narrow} at 32, {wide} at 256");
+        wide / narrow
+    };
+    for scaling in ["original", "match_rms_adamw"] {
+        let mup = ratio(scaling);
+        assert!((0.67..2.0).contains(&mup), "{scaling}: the loss falls {mup} times as far");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ use grove::model::block::Recompute;
 use grove::model::compute::Compute;
 use grove::model::config::ModelConfig;
 use grove::model::decoder::{Decoder, RunOptions};
+use grove::model::init::fill;
+use grove::model::units::{Init, ParamSpec, UnitMap};
 use grove::pass::{Layers, Tokens, Traffic, micro_step};
 use grove::rules::Rules;
 use grove::sharding::{Placement, Sharding};
@@ -28,6 +30,9 @@ pub(crate) fn adamw() -> Rule {
     let config = AdamWConfig { beta1: 0.9, beta2: 0.95, eps, weight_decay, state_dtype };
     RuleConfig::AdamW(config).build().expect("valid hyper-parameters")
 }
+
+/// Standard deviation of the parameters of a made model.
+const MADE_STD: f64 = 0.5;
 
 /// One stored model.
 pub(crate) struct Fixture {
@@ -55,6 +60,42 @@ impl Fixture {
             (name, Tensor::from_data_size(view.data(), &shape, kind))
         });
         Self { config, tensors: tensors.collect() }
+    }
+
+    /// A model of this config with weights at which nothing is trivial, and tokens.
+    pub(crate) fn drawn(config: &ModelConfig, seed: i64) -> Self {
+        tch::manual_seed(seed);
+        let spec = config.spec();
+        let shape = [2, spec.max_positions as i64 + 1];
+        let tokens = Tensor::randint(spec.vocab_size as i64, shape, (Kind::Int64, Device::Cpu));
+        let mut tensors = BTreeMap::from([("tokens".to_owned(), tokens)]);
+        for param in UnitMap::new(config).units.iter().flat_map(|unit| &unit.params) {
+            let noise = Tensor::randn(param.shape.as_slice(), (Kind::Double, Device::Cpu)) * 0.3;
+            let centered_at_one = param.init == Init::Ones;
+            let values = if centered_at_one { noise + 1.0 } else { noise };
+            tensors.insert(format!("param.{}", param.name), values);
+        }
+        Self { config: config.clone(), tensors }
+    }
+
+    /// A model of this `config.json` whose parameters are far enough from each other that none of its
+    /// parts is linear and no two predictions are alike.
+    pub(crate) fn made(config: &str) -> Self {
+        let config = ModelConfig::from_hf_json(config).expect("a known family");
+        let compute = Compute::new(Device::Cpu, Kind::Double, 1);
+        let sequence_length = config.spec().max_positions;
+        let options = RunOptions { sequence_length, recompute: Recompute::None, logits_rows: 2 };
+        let mut tensors = BTreeMap::new();
+        for unit in Decoder::new(&compute, &config, options).units() {
+            for param in &unit.params {
+                let mut values = vec![0.0; param.shape.iter().product::<i64>() as usize];
+                let drawn = ParamSpec { init: Init::Normal(MADE_STD), ..param.clone() };
+                fill(3, &drawn, &mut values);
+                let values = Tensor::from_slice(&values).view(param.shape.as_slice());
+                tensors.insert(format!("param.{}", param.name), values);
+            }
+        }
+        Self { config, tensors }
     }
 
     pub(crate) fn get(&self, name: &str) -> &Tensor {
@@ -88,21 +129,31 @@ impl Subject {
         recompute: Recompute,
         rules: &Rules,
     ) -> Self {
+        Self::of((&fixture.config, &fixture.params()), kind, recompute, rules)
+    }
+
+    /// Any model of these weights.
+    pub(crate) fn of(
+        (config, weights): (&ModelConfig, &BTreeMap<String, Tensor>),
+        kind: Kind,
+        recompute: Recompute,
+        rules: &Rules,
+    ) -> Self {
         tch::set_num_threads(2);
         let compute = Compute::new(Device::Cpu, kind, 2);
         let options = RunOptions {
-            sequence_length: fixture.config.spec().max_positions,
+            sequence_length: config.spec().max_positions,
             recompute,
             // Fewer rows than positions, so that the head works in several chunks.
             logits_rows: 10,
         };
-        let model = Decoder::new(&compute, &fixture.config, options);
+        let model = Decoder::new(&compute, config, options);
         let home = (&Placement::alone(), Device::Cpu);
         let state = RunState::allocate(&compute, model.units(), rules, home);
         let mut state = state.expect("a layout");
         for unit in &state.units {
             for place in unit.layout.params() {
-                let values = fixture.get(&format!("param.{}", place.name)).view(-1);
+                let values = weights[&place.name].contiguous().view(-1);
                 part(&unit.masters, place).copy_(&values);
             }
         }

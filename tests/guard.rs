@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use grove::blackbox::BlackBox;
+use grove::checkpoint::Checkpoint;
 use grove::config::{self, Plan};
 use grove::corpus::Data;
 use grove_data::{TokenFile, TokenWriter};
@@ -90,6 +91,11 @@ fn a_spoiled_batch_under_rewind_ends_as_a_run_that_left_it_out_from_the_start() 
         let told = records.lines().filter(|line| line.contains("\"kind\":\"rewind\"")).count();
         assert_eq!(told, 1, "{run}: {records}");
     }
+    // Of 4 bytes each: masters and two states, before anything is saved.
+    let memory =
+        |of: &str| program.step_records("memory")[0]["memory_bytes"][of].as_u64().expect("bytes");
+    let of_state = memory("optimizer_state") / 2 * 3;
+    assert!(memory("snapshot") >= of_state, "{} bytes of copies", memory("snapshot"));
     // From before the spoiled step, which it meets again, and from after it, which it must remember.
     for step in [10, 20] {
         forget_after(&program, "disk", step);
@@ -117,6 +123,35 @@ fn a_skipped_step_counts_without_its_update_at_any_number_of_ranks_and_over_a_re
         forget_after(&program, "two", step);
         train(&program, 1, "two", &["guard.spike='skip'", "checkpoint.resume=true"]);
         assert_eq!(program.hash("two", STEPS), hash, "resumed from {step}");
+    }
+}
+
+#[test]
+fn a_skipped_batch_leaves_no_trace_in_sophias_estimate() {
+    let program = spoiled();
+    // Estimates before steps 1, 6, 11, 16, which is the spoiled one, and so on.
+    let sophia = ["optim.rule='sophia_g'", "optim.hessian_every=5", "checkpoint.keep_last=40"];
+    let settings = ["guard.spike='skip'", "checkpoint.every=1"];
+    train(&program, 1, "run", &[&sophia[..], &settings].concat());
+    let records = program.step_records("run");
+    assert!(!records[15]["skipped"].is_null(), "the spoiled batch is a spike: {}", records[15]);
+    let estimate = |step: u64| {
+        let folder = program.path(&format!("run/checkpoints/step-{step:08}"));
+        let checkpoint = Checkpoint::open(&folder).expect("a checkpoint");
+        let of_all = checkpoint.optimizer().tensors();
+        let of_all = of_all.filter(|tensor| tensor.spec.name.starts_with("hessian"));
+        of_all.flat_map(|tensor| tensor.bytes.to_vec()).collect::<Vec<u8>>()
+    };
+    assert!(estimate(15).iter().any(|&byte| byte != 0), "there is an estimate");
+    assert!(estimate(16) == estimate(15), "the skipped step is in the estimate");
+    assert!(estimate(21) != estimate(15), "a later one is not");
+
+    // What the estimates cost is counted: as much as another pass over their steps.
+    let flops = |index: usize| records[index]["total_flops"].as_f64().expect("a number");
+    for index in 1..records.len() {
+        let passes = (flops(index) - flops(index - 1)) / (flops(1) - flops(0));
+        let expected = if index % 5 == 0 { 2.0 } else { 1.0 };
+        assert!((passes - expected).abs() < 1e-9, "step {}: {passes} passes", index + 1);
     }
 }
 

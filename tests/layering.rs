@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The trainer's modules, each naming only those before it. `crate::error` gathers the errors of
 /// all modules, so it is free to name them; `lib.rs` and `main.rs` come last.
 const ORDER: &[&[&str]] = &[
-    &["kernel"],
+    &["kernel", "cuda"],
     &["model"],
     &["metrics"],
     &[
@@ -27,13 +27,13 @@ const ORDER: &[&[&str]] = &[
     &["sharding", "rules", "ownership"],
     &["state"],
     &["residents", "gradients", "spare", "step_numbers"],
-    &["update", "pass", "eval_point", "curvature"],
+    &["update", "pass", "eval_point", "curvature", "teacher"],
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],
     &["saving", "saver"],
-    &["loaded", "coordinates", "starting"],
+    &["loaded", "starting"],
     &["growth"],
-    &["folder", "replay"],
+    &["folder", "replay", "coordinates"],
     &["run"],
     &["cli"],
     &["job"],

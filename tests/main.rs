@@ -2,9 +2,10 @@
 //!
 //! `parity` compares with Hugging Face; `recompute`, `ranks` and `zero` compare ways of computing the
 //! same; `exchange` takes models in and out; `curvature` compares estimates with exact derivatives,
-//! `coordinates` one width with another; `documents` and `data` pack and mix; `families`, `rules`,
-//! `whole`, `resume`, `growth`, `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on
-//! two hosts; `cli` checks what it says, `layering` what may name what.
+//! `coordinates` one width with another; `forms` residual forms with their papers; `documents` and
+//! `data` pack and mix; `families`, `rules`, `whole`, `resume`, `growth`, `inheritance`, `masks`,
+//! `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
+//! it says, `layering` what may name what.
 
 mod cli;
 mod coordinates;
@@ -15,11 +16,14 @@ mod exchange;
 mod families;
 mod faults;
 mod fixture;
+mod forms;
 mod growth;
 mod guard;
 mod hosts;
+mod inheritance;
 mod layering;
 mod loss_terms;
+mod masks;
 mod parity;
 mod program;
 mod ranks;

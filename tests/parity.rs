@@ -208,7 +208,7 @@ fn scaled_rotary_frequencies_are_the_same_in_the_layers_and_the_plain_model() {
 }
 
 /// Compares loss and gradients of layers and plain model.
-fn check_plain(name: &str, fixture: &Fixture) {
+pub(crate) fn check_plain(name: &str, fixture: &Fixture) {
     // Two ways of writing one f64 computation, so only the order of sums differs.
     const SAME: f64 = 1e-12;
     let subject = Subject::new(fixture, Kind::Double, Recompute::None);

@@ -233,6 +233,20 @@ pub(crate) fn wait_for(path: &Path) {
     }
 }
 
+/// Waits until the process `pid` has ended, for at most a minute.
+pub(crate) fn wait_for_end(pid: u32) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // One that nobody has asked about yet is a zombie.
+    let runs = || {
+        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    while runs() {
+        assert!(Instant::now() < deadline, "process {pid} does not end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Waits for the end of a child, for at most `limit`, and returns what it said.
 pub(crate) fn wait_within(mut child: Child, limit: Duration) -> Output {
     let deadline = Instant::now() + limit;

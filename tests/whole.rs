@@ -176,5 +176,10 @@ fn owners_share_states_and_work_at_every_stage() {
         let error = (held(4) - expected).abs();
         assert!(error < 4.0 * 12_288.0, "stage {zero}: {} bytes, not {expected}", held(4));
         assert!((held(1) - matrices - rest).abs() < 0.05 * held(1), "{} bytes", held(1));
+        // Updates of the matrices of a block come back to every rank.
+        let traveled = program.step_records(&format!("{zero} of 4"))[0]["memory_bytes"]["buffers"]
+            .as_f64()
+            .expect("bytes");
+        assert!(traveled > matrices / 2.0, "stage {zero}: {traveled} bytes of buffers");
     }
 }

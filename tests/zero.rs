@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::program::{Program, wait_for};
+use crate::program::{Program, rank_pid, wait_for, wait_for_end};
 
 /// Micro-batches of a step: 2, 3 and 4 ranks do not share them evenly.
 const UNEVEN: &str = "batch.micro_batches=7";
@@ -139,8 +139,11 @@ fn a_killed_run_goes_on_at_other_ranks_and_another_stage() {
     part.iter().for_each(|over| arguments.extend(["--set", over]));
     let mut job = program.mpirun(2, &arguments).spawn().expect("mpirun starts");
     wait_for(&program.path("part/checkpoints/step-00000010"));
+    let ranks = [rank_pid(job.id(), 0), rank_pid(job.id(), 1)];
     job.kill().expect("a job that still runs, or has just ended");
     job.wait().expect("a job");
+    // Ranks end when they see that mpirun is gone, and hold the run's lock until then.
+    ranks.into_iter().for_each(wait_for_end);
     let resumed = ["run.dir='part'", "checkpoint.resume=true", "parallel.zero=1"];
     program.train(3, &[&length[..], &resumed].concat());
     assert_eq!(program.hash("part", 40), program.hash("whole", 40));

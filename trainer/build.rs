@@ -44,6 +44,8 @@ fn find_libtorch() {
     let folder = libraries.display();
     println!("cargo::rustc-link-search=native={folder}");
     println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+    // NVRTC lies beside libtorch, as scripts/setup lays them out; it is opened by name.
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}/../../nvidia/cu13/lib");
     // Kernels are registered by initializers that no symbol refers to.
     println!("cargo::rustc-link-arg=-Wl,--no-as-needed");
 }

@@ -15,6 +15,8 @@ pub enum Role {
     Bias,
     /// The output matrix, where it is not tied to the embedding.
     Head,
+    /// A single learned number: a gain of a residual branch, or a bias before a layer.
+    Scalar,
 }
 
 /// How the updates of one role differ from the run's learning rate and weight decay.
@@ -22,8 +24,8 @@ pub enum Role {
 pub struct Group {
     /// Factor on the scheduled learning rate. Default 1.
     pub lr_multiplier: f64,
-    /// Factor on the rule's weight decay. Default 0 for norms and biases (nanoGPT's rule: only
-    /// what has two dimensions decays), else 1.
+    /// Factor on the rule's weight decay. Default 0 for norms, biases and scalars (nanoGPT's rule:
+    /// only what has two dimensions decays), else 1.
     pub weight_decay_multiplier: f64,
 }
 
@@ -40,6 +42,8 @@ pub struct Groups {
     pub bias: Group,
     /// Of [`Role::Head`].
     pub head: Group,
+    /// Of [`Role::Scalar`].
+    pub scalar: Group,
 }
 
 impl Groups {
@@ -51,6 +55,7 @@ impl Groups {
             Role::Norm => &self.norm,
             Role::Bias => &self.bias,
             Role::Head => &self.head,
+            Role::Scalar => &self.scalar,
         }
     }
 }
@@ -59,7 +64,8 @@ impl Default for Groups {
     fn default() -> Self {
         let decayed = Group { lr_multiplier: 1.0, weight_decay_multiplier: 1.0 };
         let kept = Group { weight_decay_multiplier: 0.0, ..decayed };
-        Self { matrix: decayed, embedding: decayed, norm: kept, bias: kept, head: decayed }
+        let (matrix, embedding, head) = (decayed, decayed, decayed);
+        Self { matrix, embedding, norm: kept, bias: kept, head, scalar: kept }
     }
 }
 
@@ -76,12 +82,14 @@ pub struct Rules {
     pub bias: Rule,
     /// Of [`Role::Head`].
     pub head: Rule,
+    /// Of [`Role::Scalar`].
+    pub scalar: Rule,
 }
 
 impl Rules {
     /// The same rule for every role.
     pub fn all(rule: Rule) -> Self {
-        Self { matrix: rule, embedding: rule, norm: rule, bias: rule, head: rule }
+        Self { matrix: rule, embedding: rule, norm: rule, bias: rule, head: rule, scalar: rule }
     }
 
     /// The rule of a role.
@@ -92,12 +100,13 @@ impl Rules {
             Role::Norm => &self.norm,
             Role::Bias => &self.bias,
             Role::Head => &self.head,
+            Role::Scalar => &self.scalar,
         }
     }
 
     /// The rule of every role, in the order of [`Role`].
-    pub fn each(&self) -> [&Rule; 5] {
-        [&self.matrix, &self.embedding, &self.norm, &self.bias, &self.head]
+    pub fn each(&self) -> [&Rule; 6] {
+        [&self.matrix, &self.embedding, &self.norm, &self.bias, &self.head, &self.scalar]
     }
 }
 

@@ -344,12 +344,6 @@ pub enum Error {
         /// Its shape.
         shape: Vec<i64>,
     },
-    /// A unit without parameters.
-    #[error("unit `{unit}` has no parameters; leave it out")]
-    EmptyUnit {
-        /// The unit.
-        unit: String,
-    },
     /// A parameter that the unit does not have.
     #[error("unit `{unit}` has no parameter `{param}`; it has {known}")]
     UnknownParam {

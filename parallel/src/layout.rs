@@ -51,7 +51,8 @@ pub struct Segment {
 /// Where everything of a unit lies in its one flat buffer.
 ///
 /// Parameters stand in the given order, each at the next multiple of 256 elements. The whole is
-/// padded to a multiple of `degree * 256`, so that each rank's share is equal and aligned. The
+/// padded to a multiple of `degree * 256`, so that each rank's share is equal and aligned; a unit
+/// without parameters is one such multiple of padding, so that no buffer is empty. The
 /// offsets do not depend on the degree; only the padding at the end does.
 ///
 /// # Worked number
@@ -82,14 +83,11 @@ impl UnitLayout {
     /// Lays out `params` in the given order for `degree` ranks.
     ///
     /// # Errors
-    /// [`Error::EmptyUnit`] without parameters, [`Error::DuplicateParam`] for a name that comes
-    /// twice, [`Error::Shape`] for a shape without elements, [`Error::Zero`] for degree 0.
+    /// [`Error::DuplicateParam`] for a name that comes twice, [`Error::Shape`] for a shape without
+    /// elements, [`Error::Zero`] for degree 0.
     pub fn new(name: &str, params: &[ParamShape], degree: usize) -> Result<Self> {
         if degree == 0 {
             return Err(Error::Zero { what: "the number of ranks" });
-        }
-        if params.is_empty() {
-            return Err(Error::EmptyUnit { unit: name.to_owned() });
         }
         let mut seen = BTreeSet::new();
         let mut places: Vec<ParamPlace> = Vec::with_capacity(params.len());
@@ -112,7 +110,7 @@ impl UnitLayout {
         }
         let padded_numel = degree
             .checked_mul(ALIGNMENT_ELEMENTS)
-            .and_then(|multiple| round_up(end, multiple))
+            .and_then(|multiple| round_up(end.max(1), multiple))
             .expect("a unit that fits in memory fits with its padding");
         Ok(Self { name: name.to_owned(), params: places, padded_numel, degree })
     }

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::config::Plan;
 use crate::error::Error;
 use crate::gradients::Round;
+use crate::growth::schemes::initialize;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::embedding;
@@ -39,6 +40,8 @@ pub struct Coordinates {
     pub logits: f64,
     /// Mean absolute change of the logits since step 0.
     pub change: f64,
+    /// Mean absolute change of the residual stream behind the last block since step 0.
+    pub moved: f64,
 }
 
 /// Trains a plan's model for `steps` steps and measures it before each and after the last.
@@ -50,16 +53,17 @@ pub fn coordinates(plan: &Plan, compute: Compute, steps: u64) -> Result<Vec<Coor
     let recipe = recipe(plan, compute, 1)?;
     let sharding = Sharding::new(placement(plan, &local), &local)?;
     let mut state = allocate(plan, &recipe, &sharding)?;
-    state.initialize(&recipe.compute, plan.seed);
+    initialize(plan, &recipe.compute, &mut state);
     let mut traffic = Traffic::new(sharding, &state.units, 0);
     let tokens = random_tokens(plan, &recipe.compute);
     let (mut found, mut first) = (Vec::new(), None);
     for step in 0..=steps {
-        let (stream, logits) = measure(recipe.layers(&state), &tokens);
-        let first = first.get_or_insert_with(|| logits.copy());
+        let (stream, now) = measure(recipe.layers(&state), &tokens);
         let loss = one_step(&recipe, &mut state, &tokens, &mut traffic)?;
-        let change = mean_size(&(&logits - &*first));
-        found.push(Coordinates { step, loss, stream, logits: mean_size(&logits), change });
+        let [change, moved] = first.as_ref().map_or([0.0; 2], |first| now.changes(first));
+        let logits = mean_size(&now.logits);
+        found.push(Coordinates { step, loss, stream, logits, change, moved });
+        first.get_or_insert(now);
     }
     Ok(found)
 }
@@ -104,8 +108,25 @@ fn one_step(
     Ok(loss.double_value(&[]) / count)
 }
 
-/// Mean sizes of the residual stream, and the logits in f32.
-fn measure(layers: Layers<'_>, tokens: &Tokens) -> (Vec<f64>, Tensor) {
+/// What a model makes of the batch, in f32.
+#[derive(Debug)]
+struct Outcome {
+    /// The residual stream behind the last block `[B * S, D]`.
+    stream: Tensor,
+    /// `[B * S, V]`.
+    logits: Tensor,
+}
+
+impl Outcome {
+    /// Mean absolute changes of logits and stream.
+    fn changes(&self, since: &Self) -> [f64; 2] {
+        [(&self.logits, &since.logits), (&self.stream, &since.stream)]
+            .map(|(now, before)| mean_size(&(now - before)))
+    }
+}
+
+/// Mean sizes of the residual stream, and what comes of it.
+fn measure(layers: Layers<'_>, tokens: &Tokens) -> (Vec<f64>, Outcome) {
     let Layers { model, compute, units } = layers;
     let pass = model.pass(compute, tokens.shape(), None);
     let positions = model.positions(None);
@@ -119,7 +140,8 @@ fn measure(layers: Layers<'_>, tokens: &Tokens) -> (Vec<f64>, Tensor) {
         norm: whole(&units[units.len() - 1]),
         output: whole(&units[model.output_unit()]),
     };
-    (stream, model.head.logits(compute, &head, &x).to_kind(Kind::Float))
+    let logits = model.head.logits(compute, &head, &x).to_kind(Kind::Float);
+    (stream, Outcome { stream: x.to_kind(Kind::Float), logits })
 }
 
 fn whole(unit: &UnitState) -> Weights<'_> {

@@ -67,7 +67,8 @@ pub enum Probe {
 /// What a rank computes in one round of a step.
 #[derive(Debug)]
 pub struct Held {
-    /// The tokens; those of an earlier round where the rank has no micro-batch in this one.
+    /// The tokens; those of an earlier round where the rank has no micro-batch in this one. Draws
+    /// that they bring decide the labels of an estimate; without, they are drawn by key.
     pub tokens: Tokens,
     /// The micro-batch's global number in the step; none where the rank has none.
     pub number: Option<usize>,
@@ -87,6 +88,16 @@ pub struct Setting<'a> {
 }
 
 impl Curvature {
+    /// Passes forward and backward that the operations of an estimate come to.
+    pub fn passes(&self) -> u64 {
+        match self.estimator {
+            Estimator::GaussNewtonBartlett { .. } => 1,
+            // Three products of matrices for each weight, and then the derivatives by both factors
+            // of each of them.
+            Estimator::Hutchinson { .. } => 3,
+        }
+    }
+
     /// Whether the step after `step` steps begins with an estimate.
     pub fn is_due(&self, step: u64) -> bool {
         step.is_multiple_of(self.every)
@@ -158,7 +169,10 @@ impl Curvature {
             // Without a micro-batch the labels do not matter.
             let number = held.number.unwrap_or(0);
             let mut tokens = held.tokens.shallow_clone();
-            let draws = uniforms(self.seed, (step, number), numel);
+            let draws = match &held.tokens.draws {
+                Some(draws) => draws.shallow_clone(),
+                None => uniforms(self.seed, (step, number), numel),
+            };
             tokens.draws = Some(draws.to_device(layers.compute.device));
             let _loss = micro_step(layers, &tokens, round(index, rounds), traffic, clock)?;
             if held.number.is_some() {
@@ -258,9 +272,10 @@ fn whole_weights(
     Ok(weights)
 }
 
-/// `u (H u)` of the summed loss of a micro-batch, by parameter: the derivative of `g u` with `g`
-/// the gradient (Pearlmutter 1994, section 4).
-fn products(
+/// `u (H u)` of the summed loss of a micro-batch, by parameter, with `u` the `probes`: the derivative
+/// of `g u` with `g` the gradient (Pearlmutter 1994, "Fast exact multiplication by the Hessian",
+/// section 4). Weights are leaves that require gradients; a product has its parameter's shape.
+pub fn products(
     model: &PlainModel,
     weights: &NamedWeights,
     probes: &BTreeMap<String, Tensor>,
@@ -283,6 +298,30 @@ fn products(
     });
     let named = weights.keys().zip(along);
     named.map(|(name, product)| (name.clone(), product * &probes[name])).collect()
+}
+
+/// The diagonals as they were before an estimate: 4 bytes for each of Sophia's parameters that this
+/// rank owns, until the step is known to be good.
+#[derive(Debug)]
+pub struct Before(Vec<Tensor>);
+
+impl Before {
+    /// Copies of the diagonals.
+    pub fn keep(units: &[UnitState]) -> Self {
+        Self(diagonals(units).map(Tensor::copy).collect())
+    }
+
+    /// Puts them back: the step's batch leaves no trace in them.
+    pub fn restore(self, units: &[UnitState]) {
+        for (diagonal, kept) in diagonals(units).zip(self.0) {
+            diagonal.shallow_clone().copy_(&kept);
+        }
+    }
+}
+
+fn diagonals(units: &[UnitState]) -> impl Iterator<Item = &Tensor> {
+    let states = units.iter().flat_map(|unit| &unit.states);
+    states.filter(|state| state.spec.kind == StateKind::Hessian).map(|state| &state.flat)
 }
 
 /// Folds the sums of a unit into the states of its parameters that keep an estimate.

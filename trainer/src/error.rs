@@ -85,6 +85,20 @@ pub enum Error {
         /// GPUs that libtorch sees.
         num_gpus: usize,
     },
+    /// The GPU has no products of 8-bit numbers.
+    #[error(
+        "gpu.fp8 needs a GPU of compute capability 8.9 (Ada, Hopper) or newer, found {major}.{minor}; \
+         set gpu.fp8 = \"off\""
+    )]
+    NoFp8 {
+        /// The first number of the GPU's compute capability.
+        major: i32,
+        /// The second.
+        minor: i32,
+    },
+    /// The kernels of the layers cannot be had.
+    #[error(transparent)]
+    Kernels(#[from] crate::cuda::CudaError),
     /// Tokens of another vocabulary than the model's.
     #[error(
         "{path} has token ids below {found}, but model.vocab_size = {expected}; set \
@@ -97,6 +111,21 @@ pub enum Error {
         expected: usize,
         /// The file's vocabulary size.
         found: usize,
+    },
+    /// A teacher that does not go with the model.
+    #[error(
+        "the teacher {path} has {key} {found}, but this run needs {expected}; use a teacher of the \
+         same vocabulary and tokenizer that sees whole sequences, or remove [distill]"
+    )]
+    Teacher {
+        /// `distill.teacher`.
+        path: PathBuf,
+        /// What differs.
+        key: &'static str,
+        /// The teacher's.
+        found: String,
+        /// The run's.
+        expected: String,
     },
     /// The tokenizer has ids that the model does not.
     #[error(

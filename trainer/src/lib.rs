@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 pub mod coordinates;
 pub mod corpus;
+pub mod cuda;
 pub mod curvature;
 pub mod device;
 pub mod error;
@@ -45,6 +46,7 @@ pub mod starting;
 pub mod state;
 pub mod step;
 pub mod step_numbers;
+pub mod teacher;
 pub mod update;
 pub mod watchdog;
 

@@ -39,12 +39,15 @@ pub struct Traffic<'a> {
     pub residents: Residents,
     /// Gradients on their way.
     pub sums: GradientSums,
+    /// The most bytes that updates of parameters which are taken whole had on their way at one time.
+    pub exchange_bytes: u64,
 }
 
 impl<'a> Traffic<'a> {
     /// Nothing on its way yet; gathers will start `ahead` visits before their use.
     pub fn new(sharding: Sharding<'a>, units: &[UnitState], ahead: usize) -> Self {
-        Self { sharding, residents: Residents::new(units, ahead), sums: GradientSums::new(units) }
+        let residents = Residents::new(units, ahead);
+        Self { sharding, residents, sums: GradientSums::new(units), exchange_bytes: 0 }
     }
 
     /// Starts to bring the other ranks' parts of all whole working copies, as after an update.
@@ -165,6 +168,7 @@ pub fn micro_step(
     let mut saved = Vec::with_capacity(num_blocks);
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks) {
         let flat = walk.next(Phase::Forward)?;
+        let pass = model.through(&pass, index - 1);
         let (y, kept) = model.block.forward(&pass, &weights(unit, &flat), x, model.recompute);
         saved.push(kept);
         x = y;
@@ -181,6 +185,7 @@ pub fn micro_step(
         let grads =
             Grads { layout: &unit.layout, flat: &gradient, accumulate: Accumulate::Overwrite };
         let kept = saved.pop().expect("one for each block");
+        let pass = model.through(&pass, index - 1);
         dx = model.block.backward(&pass, (&weights(unit, &flat), &grads), kept, dx);
         walk.release(index);
         walk.reduce(unit, gradient, round)?;
@@ -222,8 +227,7 @@ fn head(
         norm: grads_of(last, &norm_gradient),
         output: grads_of(output, &output_gradient),
     };
-    let labels = (&tokens.targets, tokens.draws.as_ref());
-    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, labels);
+    let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, tokens.labels());
     walk.release(last);
     walk.release(output);
     walk.reduce(&units[last], norm_gradient, round)?;
@@ -291,6 +295,25 @@ pub fn logits(
     with_head(layers, inputs, traffic, |weights, x| model.head.logits(compute, weights, &x))
 }
 
+/// What the output matrix is applied to, at every position.
+///
+/// # Shapes
+/// - `inputs`: `[B, S]` i64; returns `[B * S, D]` in the compute dtype
+///
+/// # Errors
+/// As [`loss_sum`].
+///
+/// # Collectives
+/// As [`loss_sum`].
+pub fn hidden(
+    layers: Layers<'_>,
+    inputs: (&Tensor, Option<&Segments>),
+    traffic: &mut Traffic<'_>,
+) -> Result<Tensor, grove_parallel::Error> {
+    let Layers { model, compute, .. } = layers;
+    with_head(layers, inputs, traffic, |weights, x| model.head.hidden(compute, weights, &x))
+}
+
 /// The logits of one position of a single sequence, f32 `[V]`.
 ///
 /// # Shapes
@@ -332,6 +355,7 @@ fn with_head<T>(
     let (last, output) = (units.len() - 1, model.output_unit());
     for (index, unit) in units.iter().enumerate().take(last).skip(1) {
         let flat = walk.next(Phase::Forward)?;
+        let pass = model.through(&pass, index - 1);
         x = model.block.forward(&pass, &weights(unit, &flat), x, Recompute::Block).0;
         walk.release(index);
     }

@@ -9,8 +9,8 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, Group, GroupPlan, Home, LossPlan, Plan, Recompute as Wanted, Reduction, Rule,
-    Schedule, ScheduleUnit,
+    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, LossPlan, Plan, RampPlan,
+    Recompute as Wanted, Reduction, Rule, Scaling as MuonScaling, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
 use crate::error::Error;
@@ -21,20 +21,26 @@ use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
-use crate::model::scaling::Scaling;
+use crate::model::ramp::Ramp;
+use crate::model::scaling::{MatrixStep, Scaling};
 use crate::pass::Documents;
 use crate::rules::Rules;
 use crate::sharding::{Placement, Sharding, Stage, Sums};
 use crate::state::RunState;
 use crate::step::Recipe;
+use crate::teacher::{Distillation, Fading};
 
 /// The recipe of a plan for one of `degree` ranks.
 ///
 /// # Errors
 /// If the optimizer refuses a hyper-parameter.
 pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Error> {
-    let mut model = Decoder::new(&compute, &plan.model, run_options(plan));
     let LossPlan { z_loss, label_smoothing } = plan.loss;
+    let mut model = Decoder::new(&compute, &plan.model, run_options(plan)).with_ramp(
+        &compute,
+        ramp_of(plan),
+        0,
+    );
     model.head.terms = Terms { z_loss, label_smoothing };
     let scaling = model.spec.scaling;
     let rules = rules(plan, &scaling)?;
@@ -47,6 +53,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
         schedule: schedule(plan)?,
         weight_decay: weight_decay(plan)?,
         curvature: curvature(plan),
+        distillation: plan.distill.as_ref().map(distillation),
         clip_norm: plan.optim.clip_norm,
         seed: plan.seed,
         guard: guard::Rules::new(&plan.guard),
@@ -57,6 +64,12 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
             Some(false) | None => Documents::Together,
         },
     })
+}
+
+/// The masks of the stage that a plan is of.
+pub fn ramp_of(plan: &Plan) -> Option<Ramp> {
+    let RampPlan { from_step, steps, blocks, heads, neurons } = plan.ramp.clone()?;
+    Some(Ramp { from_step, steps, blocks, heads, neurons })
 }
 
 /// The update rules of a plan.
@@ -153,6 +166,7 @@ fn own_rule(plan: &Plan, role: Role) -> Option<config::RuleName> {
         Role::Norm => Group::Norm,
         Role::Bias => Group::Bias,
         Role::Head => Group::Head,
+        Role::Scalar => Group::Scalar,
     };
     plan.optim.groups.get(&group).and_then(|plan| plan.rule)
 }
@@ -182,6 +196,7 @@ fn by_role(plan: &Plan, scaling: &Scaling) -> Result<ByRole, Error> {
         norm: rule(Role::Norm)?,
         bias: rule(Role::Bias)?,
         head: rule(Role::Head)?,
+        scalar: rule(Role::Scalar)?,
     })
 }
 
@@ -238,6 +253,17 @@ fn curvature(plan: &Plan) -> Option<Curvature> {
     Some(Curvature { every, estimator, seed: plan.seed })
 }
 
+/// When a teacher counts; it is read when it does.
+fn distillation(plan: &DistillPlan) -> Distillation {
+    let fading = match plan.decay {
+        DistillDecay::Linear => Fading::Linear,
+        DistillDecay::Cosine => Fading::Cosine,
+        DistillDecay::Constant => Fading::Constant,
+    };
+    let DistillPlan { weight, steps, temperature, .. } = *plan;
+    Distillation { weight, steps, fading, temperature, teacher: None }
+}
+
 fn state_dtype_of(wanted: config::StateDtype) -> StateDtype {
     match wanted {
         config::StateDtype::Master => StateDtype::Accumulation,
@@ -285,6 +311,17 @@ fn weight_decay(plan: &Plan) -> Result<LrSchedule, Error> {
     Ok(LrSchedule::new(config, plan.run.steps)?)
 }
 
+/// What the rule of the matrices of blocks makes of them.
+fn matrix_step(plan: &Plan) -> MatrixStep {
+    match own_rule(plan, Role::Matrix).map_or(plan.optim.rule, config::RuleName::usual) {
+        Rule::Muon(muon) => match muon.scaling {
+            MuonScaling::Original => MatrixStep::Orthogonal,
+            MuonScaling::MatchRmsAdamw => MatrixStep::OrthogonalAtRms,
+        },
+        _ => MatrixStep::Entries,
+    }
+}
+
 fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
     let mut groups = Groups::default();
     for (name, role, group) in [
@@ -293,13 +330,15 @@ fn groups(plan: &Plan, scaling: &Scaling) -> Groups {
         (Group::Norm, Role::Norm, &mut groups.norm),
         (Group::Bias, Role::Bias, &mut groups.bias),
         (Group::Head, Role::Head, &mut groups.head),
+        (Group::Scalar, Role::Scalar, &mut groups.scalar),
     ] {
         if let Some(&GroupPlan { lr_multiplier, weight_decay_multiplier, .. }) =
             plan.optim.groups.get(&name)
         {
-            group.lr_multiplier = lr_multiplier * scaling.lr(role);
+            let step = matrix_step(plan);
+            group.lr_multiplier = lr_multiplier * scaling.lr(role, step);
             group.weight_decay_multiplier =
-                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role);
+                weight_decay_multiplier.unwrap_or(0.0) * scaling.weight_decay(role, step);
         }
     }
     groups

@@ -13,6 +13,8 @@ use crate::corpus::Data;
 use crate::error::Error;
 use crate::folder::keep_past;
 use crate::gradients::Round;
+use crate::growth::inherit::teach;
+use crate::growth::start::start;
 use crate::guard::Exclusions;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
@@ -75,7 +77,7 @@ pub fn replay(
 ) -> Result<Replay, Error> {
     let black_box = BlackBox::open(folder)?;
     let plan = &black_box.plan;
-    let recipe = recipe(plan, compute, 1)?;
+    let mut recipe = recipe(plan, compute, 1)?;
     let sharding = Sharding::new(Placement::alone(), alone)?;
     let mut state = allocate(plan, &recipe, &sharding)?;
     let before = black_box.report.step - 1;
@@ -84,7 +86,7 @@ pub fn replay(
         Some(checkpoint) => {
             saving::load(&mut state, (&recipe.rules, Optimizer::Resumed), checkpoint)?;
         }
-        None => state.initialize(&recipe.compute, plan.seed),
+        None => start(plan, &recipe.compute, (&mut state, &recipe.rules))?,
     }
     let mut traffic = Traffic::new(sharding, &state.units, 0);
     if from.advance {
@@ -94,8 +96,10 @@ pub fn replay(
         if let Some(checkpoint) = &checkpoint {
             keep_past(plan, &mut data, checkpoint, &state.history.excluded)?;
         }
-        advance((plan, &recipe, &data), &mut state, &mut traffic, (alone, before))?;
+        advance((plan, &mut recipe, &data), &mut state, &mut traffic, (alone, before))?;
     }
+    teach(plan, alone, &mut recipe, state.step)?;
+    recipe.model.mask_at(&recipe.compute, state.step);
     look(&black_box, &recipe, &state, &mut traffic)
 }
 
@@ -118,7 +122,7 @@ fn nearest(folder: &Path, from: &From, before: u64) -> Result<Option<Checkpoint>
 
 /// Trains up to step `before`, as the run did.
 fn advance(
-    (plan, recipe, data): (&Plan, &Recipe, &Data),
+    (plan, recipe, data): (&Plan, &mut Recipe, &Data),
     state: &mut RunState,
     traffic: &mut Traffic<'_>,
     (alone, before): (&dyn Collective, u64),
@@ -127,6 +131,8 @@ fn advance(
     let (stop, mut clock) = (StopRequest::never(), Clock::new());
     let word = Word { stop: &stop, saves: SaveCounts::default(), leaves_step: false };
     while state.step < before {
+        teach(plan, alone, recipe, state.step)?;
+        recipe.model.mask_at(&recipe.compute, state.step);
         let outcome = train_step(recipe, state, &mut batches, traffic, word, &mut clock)?;
         let outcome = outcome.expect("it is never asked to stop");
         let Some(tripped) = outcome.tripped else { continue };
@@ -161,7 +167,8 @@ fn look(
     for index in 0..count {
         let batch = black_box.micro_batch(index)?;
         num_tokens += batch.num_targets();
-        let tokens = Tokens::of_batch(layers.compute, &batch, recipe.documents);
+        let mut tokens = Tokens::of_batch(layers.compute, &batch, recipe.documents);
+        tokens.lesson = recipe.lesson(&tokens, state.step)?;
         let outputs = unit_outputs(layers, &tokens);
         let loss = loss_sum(layers, &tokens, traffic)?.double_value(&[]);
         let round = Round { first: index == 0, last: index + 1 == count, contributes: true };
@@ -198,6 +205,7 @@ fn unit_outputs(layers: Layers<'_>, tokens: &Tokens) -> Vec<(String, Size)> {
     let mut x = embedding::forward(compute, &weights(0), &tokens.inputs, positions);
     let mut outputs = vec![(units[0].spec.name.clone(), Size::of(&x))];
     for (index, unit) in units.iter().enumerate().take(units.len() - 1).skip(1) {
+        let pass = model.through(&pass, index - 1);
         x = model.block.forward(&pass, &weights(index), x, Recompute::Block).0;
         outputs.push((unit.spec.name.clone(), Size::of(&x)));
     }

@@ -11,7 +11,8 @@ use crate::clock::Clock;
 use crate::config::Plan;
 use crate::corpus::step_of;
 use crate::metrics::{
-    Communication, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu, peak_resident_bytes,
+    Communication, DistillRecord, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu,
+    peak_resident_bytes,
 };
 use crate::pass::Traffic;
 use crate::state::RunState;
@@ -52,6 +53,8 @@ pub struct Spent {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Costs {
     num_tokens: u64,
+    /// Tokens, each as often as its step went forward and backward over it.
+    num_passed_tokens: u64,
     seconds: f64,
     energy_joules: Option<f64>,
 }
@@ -60,6 +63,7 @@ impl Costs {
     /// Adds a step.
     pub fn add(&mut self, outcome: &StepOutcome, spent: &Spent) {
         self.num_tokens += outcome.num_tokens;
+        self.num_passed_tokens += outcome.num_tokens * outcome.num_passes;
         self.seconds += spent.step_seconds;
         if let Some(joules) = spent.energy_joules {
             *self.energy_joules.get_or_insert(0.0) += joules;
@@ -68,7 +72,7 @@ impl Costs {
 
     /// The four costs in one line: compute, time, memory, energy; `None` before the first step.
     pub fn line(&self, rates: &Rates, state: &RunState) -> Option<String> {
-        let Self { num_tokens, seconds, energy_joules } = *self;
+        let Self { num_tokens, num_passed_tokens, seconds, energy_joules } = *self;
         if num_tokens == 0 {
             return None;
         }
@@ -81,13 +85,14 @@ impl Costs {
             "compute {:.3e} FLOPs at {:.1} % of peak; time {seconds:.1} s for {num_tokens} tokens, \
              {tokens_per_second:.0} a second; memory {} MiB a rank at most; energy {energy}",
             state.flops as f64,
-            100.0 * rates.mfu(tokens_per_second),
+            100.0 * rates.mfu(num_passed_tokens as f64 / seconds),
             peak_resident_bytes().unwrap_or(0) >> 20,
         ))
     }
 }
 
 impl Rates {
+    /// By tokens a second, each counted as often as a step went forward and backward over it.
     fn mfu(&self, tokens_per_second: f64) -> f64 {
         mfu(tokens_per_second, self.flops_per_token as f64, self.num_ranks, self.peak_flops)
     }
@@ -102,7 +107,9 @@ pub fn memory_by_category(
     let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
     let mut memory = MemoryByCategory {
         activations: clock.activation_bytes(),
-        buffers: traffic.residents.buffer_bytes() + traffic.sums.buffer_bytes(),
+        buffers: traffic.residents.buffer_bytes()
+            + traffic.sums.buffer_bytes()
+            + traffic.exchange_bytes,
         ..MemoryByCategory::default()
     };
     for unit in &state.units {
@@ -124,6 +131,7 @@ pub fn step_record(
     state: &RunState,
 ) -> StepRecord {
     let tokens_per_second = outcome.num_tokens as f64 / spent.step_seconds;
+    let passed_per_second = tokens_per_second * outcome.num_passes as f64;
     StepRecord {
         step: state.step,
         loss: outcome.loss,
@@ -131,8 +139,8 @@ pub fn step_record(
         lr: outcome.lr,
         num_tokens: state.num_tokens,
         tokens_per_second,
-        flops_per_second: tokens_per_second * rates.flops_per_token as f64,
-        mfu: rates.mfu(tokens_per_second),
+        flops_per_second: passed_per_second * rates.flops_per_token as f64,
+        mfu: rates.mfu(passed_per_second),
         step_seconds: spent.step_seconds,
         save_seconds: spent.save_seconds,
         phases: spent.phases,
@@ -142,6 +150,9 @@ pub fn step_record(
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
+        distill: outcome
+            .distilled
+            .map(|it| Box::new(DistillRecord { loss: it.loss, weight: it.weight })),
         skipped: outcome.tripped.map(|tripped| tripped.trip),
     }
 }

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::eval::{Evaluation, evaluate_sources};
 use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
+use crate::growth::inherit::teach;
 use crate::growth::start;
 use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
@@ -231,6 +232,11 @@ impl<'a> Run<'a> {
             return self.interrupt();
         }
         while self.state.step < self.end {
+            let taught = teach(self.plan, self.collective, &mut self.recipe, self.state.step)?;
+            if let Some(line) = taught {
+                self.sinks.progress().note(&line);
+            }
+            self.recipe.model.mask_at(&self.recipe.compute, self.state.step);
             // What was used since the last step was not used by this one.
             let _ = (self.energy.joules(), self.collective.ledger().take_step());
             if self.plan.profile.covers(self.state.step + 1) {
@@ -284,12 +290,16 @@ impl<'a> Run<'a> {
     }
 
     fn record(&mut self, outcome: &StepOutcome, started: Instant) {
+        let taught = outcome.distilled.map_or(0, |distilled| distilled.flops_per_token);
         let flops_per_token = u128::from(self.plan.derived.flops_per_token);
-        self.state.flops += u128::from(outcome.num_tokens) * flops_per_token;
+        let num_passed = u128::from(outcome.num_tokens) * u128::from(outcome.num_passes);
+        self.state.flops +=
+            num_passed * flops_per_token + u128::from(outcome.num_tokens) * u128::from(taught);
         let spent = Spent {
             communication: self.collective.ledger().take_step(),
             memory: MemoryByCategory {
-                snapshot: self.saver.buffer_bytes(),
+                snapshot: self.saver.buffer_bytes()
+                    + self.snapshot.as_ref().map_or(0, Snapshot::bytes),
                 ..memory_by_category(&self.state, &self.traffic, &self.clock)
             },
             phases: self.clock.take(),
@@ -320,6 +330,7 @@ impl<'a> Run<'a> {
         let eval =
             self.plan.eval.expect("an evaluation is due only where there is validation data");
         self.clock.show("eval");
+        self.recipe.model.mask_at(&self.recipe.compute, self.state.step);
         let moved = to_eval_point(&self.state.units, &self.recipe.rules, &mut self.traffic)?;
         let layers = self.recipe.layers(&self.state);
         let batches = (&self.validation[..], eval.batches);

@@ -8,17 +8,19 @@ use grove_parallel::{Assignment, ExactSum};
 use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
-use crate::curvature::{Curvature, Held, Setting};
+use crate::curvature::{Before, Curvature, Held, Setting};
 use crate::error::Error;
 use crate::gradients::Round;
 use crate::guard::{self, Tripped};
 use crate::metrics::Phase;
 use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
+use crate::model::lesson::Lesson;
 use crate::pass::{Documents, Layers, Tokens, Traffic, micro_step};
 use crate::rules::Rules;
 use crate::state::RunState;
 use crate::step_numbers::{SaveCounts, StepNumbers, Word, agree_to_stop};
+use crate::teacher::Distillation;
 use crate::update::{Update, apply, squared_grad_norm};
 
 /// How long a rank that waits for data goes without a look for a request to stop.
@@ -56,6 +58,8 @@ pub struct Recipe {
     pub degree: usize,
     /// Whether documents in one row see each other.
     pub documents: Documents,
+    /// A teacher to learn from.
+    pub distillation: Option<Distillation>,
 }
 
 impl Recipe {
@@ -72,10 +76,46 @@ impl Recipe {
         Assignment::new(self.ramp.count(step) as usize, self.degree)
     }
 
+    /// What a teacher says of a micro-batch of the step after `step` steps, where one counts.
+    ///
+    /// # Errors
+    /// Never: nothing is exchanged.
+    pub fn lesson(
+        &self,
+        tokens: &Tokens,
+        step: u64,
+    ) -> Result<Option<Lesson>, grove_parallel::Error> {
+        let Some(distillation) = &self.distillation else { return Ok(None) };
+        distillation.lesson(&self.compute, tokens, step)
+    }
+
+    fn distilled(
+        &self,
+        step: u64,
+        divergence: Option<ExactSum>,
+        num_tokens: f64,
+    ) -> Option<Distilled> {
+        let distillation = self.distillation.as_ref()?;
+        let (weight, loss) = (distillation.mixture(step)?.weight, divergence?.value() / num_tokens);
+        let flops_per_token = distillation.teacher.as_ref()?.flops_per_token;
+        Some(Distilled { loss, weight, flops_per_token })
+    }
+
     /// The model with a state's parameters.
     pub fn layers<'a>(&'a self, state: &'a RunState) -> Layers<'a> {
         Layers { model: &self.model, compute: &self.compute, units: &state.units }
     }
+}
+
+/// A teacher's part in a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Distilled {
+    /// Mean divergence from its predictions over the step's tokens, all ranks, in nats: `T^2 KL`.
+    pub loss: f64,
+    /// Its weight.
+    pub weight: f64,
+    /// FLOPs of its forward, a token.
+    pub flops_per_token: u64,
 }
 
 /// What a step found.
@@ -89,12 +129,17 @@ pub struct StepOutcome {
     pub lr: f64,
     /// Tokens of the step, all ranks.
     pub num_tokens: u64,
+    /// Passes forward and backward that the step's operations come to: one, and those of an
+    /// estimate of the curvature.
+    pub num_passes: u64,
     /// Whether any rank was asked to stop.
     pub stop: bool,
     /// How far all ranks are with saving.
     pub saves: SaveCounts,
     /// The summed loss of each of this rank's micro-batches, in order.
     pub micro_losses: Vec<f64>,
+    /// The teacher's part, where one counted.
+    pub distilled: Option<Distilled>,
     /// How the step went wrong, if it did: the same on every rank. Nothing was updated then, and
     /// the sums of gradients are still there.
     pub tripped: Option<Tripped>,
@@ -120,6 +165,9 @@ pub fn train_step(
     clock: &mut Clock,
 ) -> Result<Option<StepOutcome>, Error> {
     clock.begin_step(state.step + 1);
+    let curvature = recipe.curvature.as_ref().filter(|curvature| curvature.is_due(state.step));
+    let num_passes = 1 + curvature.map_or(0, Curvature::passes);
+    let before = curvature.filter(|_| recipe.guard.may_skip()).map(|_| Before::keep(&state.units));
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
     // An estimate has changed the state, which must not be saved without its step.
     let word = Word { leaves_step: word.leaves_step && held.is_none(), ..word };
@@ -130,7 +178,7 @@ pub fn train_step(
     };
 
     clock.enter(Phase::Reduce);
-    let StepNumbers { loss, num_tokens, stops, saves } =
+    let StepNumbers { loss, divergence, num_tokens, stops, saves } =
         mine.telling(word).over_ranks(traffic.sharding.world())?;
     traffic.sums.finish()?;
 
@@ -145,13 +193,38 @@ pub fn train_step(
     let lr = recipe.schedule.lr(state.step);
     let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
     let stop = stops > 0;
-    let outcome =
-        StepOutcome { loss, grad_norm, lr, num_tokens, stop, saves, micro_losses, tripped };
+    let distilled = recipe.distilled(state.step, divergence, num_tokens_f64);
+    let outcome = StepOutcome {
+        loss,
+        grad_norm,
+        lr,
+        num_tokens,
+        num_passes,
+        stop,
+        saves,
+        micro_losses,
+        distilled,
+        tripped,
+    };
     if tripped.is_some() {
+        if let Some(before) = before {
+            before.restore(&state.units);
+        }
         return Ok(Some(outcome));
     }
-    let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
+    update(recipe, state, &outcome, traffic, clock)?;
+    Ok(Some(outcome))
+}
 
+/// The update of a good step, which then counts.
+fn update(
+    recipe: &Recipe,
+    state: &mut RunState,
+    &StepOutcome { loss, grad_norm, lr, num_tokens, .. }: &StepOutcome,
+    traffic: &mut Traffic<'_>,
+    clock: &mut Clock,
+) -> Result<(), Error> {
+    let clip = if recipe.clip_norm > 0.0 { clip_scale(grad_norm, recipe.clip_norm) } else { 1.0 };
     clock.enter(Phase::Optim);
     let count_offsets = state.count_offsets.clone();
     let update = Update {
@@ -160,7 +233,7 @@ pub fn train_step(
         groups: &recipe.groups,
         lr,
         weight_decay: recipe.weight_decay.multiplier(state.step),
-        grad_scale: clip / num_tokens_f64,
+        grad_scale: clip / num_tokens as f64,
         step: state.num_updates() + 1,
         count_offsets: &count_offsets,
         averaging_weight: recipe.schedule.averaging_weight(state.step),
@@ -170,7 +243,7 @@ pub fn train_step(
     state.step += 1;
     state.num_tokens += num_tokens;
     state.history.note_update((state.step, recipe.guard.window()), loss, grad_norm);
-    Ok(Some(outcome))
+    Ok(())
 }
 
 /// Estimates the curvature if it is due, and returns the step's micro-batches, which were read for
@@ -245,7 +318,8 @@ fn gradients(
 ) -> Result<Option<(StepNumbers, Vec<f64>)>, Error> {
     let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
-    let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None);
+    let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None::<Tokens>);
+    let mut divergences = Vec::new();
     for index in 0..num_rounds {
         clock.begin_round(index as u64);
         let contributes = assignment.micro_batch(index, rank).is_some();
@@ -260,17 +334,28 @@ fn gradients(
                 return Ok(None);
             }
         }
-        let tokens = tokens.as_ref().expect("every rank has a micro-batch in the first round");
+        let tokens = tokens.as_mut().expect("every rank has a micro-batch in the first round");
+        clock.enter(Phase::Forward);
+        tokens.lesson = recipe.lesson(tokens, state.step)?;
         let round = Round { first: index == 0, last: index + 1 == num_rounds, contributes };
         let loss = micro_step(layers, tokens, round, traffic, clock)?;
         if contributes {
             losses.push(loss);
+            divergences.extend(tokens.lesson.as_ref().map(|it| it.divergence.shallow_clone()));
             num_tokens += tokens.num_targets();
         }
     }
-    let mut loss = ExactSum::new();
-    let losses: Vec<f64> =
-        Vec::try_from(Tensor::stack(&losses, 0).to_kind(Kind::Double)).expect("a vector of f64");
-    losses.iter().for_each(|&value| loss.add(value));
-    Ok(Some((StepNumbers { loss, num_tokens, ..StepNumbers::zero() }, losses)))
+    let (loss, losses) = sum_of(&losses);
+    let divergence = recipe.distillation.as_ref().and_then(|it| it.mixture(state.step));
+    let divergence = divergence.map(|_| sum_of(&divergences).0);
+    Ok(Some((StepNumbers { loss, divergence, num_tokens, ..StepNumbers::zero() }, losses)))
+}
+
+/// The exact sum of scalars, and each of them.
+fn sum_of(scalars: &[Tensor]) -> (ExactSum, Vec<f64>) {
+    let values: Vec<f64> =
+        Vec::try_from(Tensor::stack(scalars, 0).to_kind(Kind::Double)).expect("a vector of f64");
+    let mut sum = ExactSum::new();
+    values.iter().for_each(|&value| sum.add(value));
+    (sum, values)
 }

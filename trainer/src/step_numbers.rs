@@ -15,6 +15,8 @@ const TEXT_BYTES: usize = 512;
 pub struct StepNumbers {
     /// The summed loss.
     pub loss: ExactSum,
+    /// The summed divergence from a teacher, in steps in which one counts.
+    pub divergence: Option<ExactSum>,
     /// Tokens.
     pub num_tokens: u64,
     /// Ranks that were asked to stop.
@@ -49,7 +51,7 @@ impl StepNumbers {
     /// None.
     pub fn zero() -> Self {
         let (loss, saves) = (ExactSum::new(), SaveCounts::default());
-        Self { loss, num_tokens: 0, stops: 0, saves }
+        Self { loss, divergence: None, num_tokens: 0, stops: 0, saves }
     }
 
     /// With what this rank has to tell.
@@ -66,14 +68,18 @@ impl StepNumbers {
     /// One all-reduce.
     pub fn over_ranks(&self, collective: &dyn Collective) -> Result<Self, grove_parallel::Error> {
         let mut numbers = self.loss.to_digits();
+        let loss_digits = numbers.len();
+        numbers.extend(self.divergence.iter().flat_map(ExactSum::to_digits));
         let SaveCounts { done, failed } = self.saves;
         let counts = [self.num_tokens, self.stops, done, failed];
         numbers.extend(counts.map(|count| count as i64));
         let numbers = sum_integers(collective, &numbers, "step numbers")?;
         let (digits, sums) = numbers.split_at(numbers.len() - counts.len());
         let [num_tokens, stops, done, failed] = std::array::from_fn(|i| sums[i] as u64);
-        let (loss, saves) = (ExactSum::from_digits(digits), SaveCounts { done, failed });
-        Ok(Self { loss, num_tokens, stops, saves })
+        let (loss, divergence) = digits.split_at(loss_digits);
+        let divergence = self.divergence.as_ref().map(|_| ExactSum::from_digits(divergence));
+        let (loss, saves) = (ExactSum::from_digits(loss), SaveCounts { done, failed });
+        Ok(Self { loss, divergence, num_tokens, stops, saves })
     }
 }
 

@@ -145,7 +145,7 @@ pub fn apply(
     update: &Update<'_>,
     traffic: &mut Traffic<'_>,
 ) -> Result<(), Error> {
-    let Traffic { sharding, residents, .. } = &mut *traffic;
+    let Traffic { sharding, residents, exchange_bytes, .. } = &mut *traffic;
     let (mut coming, mut going) = (VecDeque::new(), VecDeque::new());
     for turn in 0..units.len() + whole::GRADIENTS_AHEAD + whole::UPDATES_BEHIND {
         if let Some(unit) = units.get(turn) {
@@ -156,6 +156,9 @@ pub fn apply(
             let gradients = coming.pop_front().expect("they were sent in an earlier turn");
             going.push_back(whole::compute_updates(unit, sharding, update, gradients)?);
         }
+        let travels = coming.iter().map(whole::Gradients::bytes).sum::<u64>()
+            + going.iter().map(whole::Updates::bytes).sum::<u64>();
+        *exchange_bytes = travels.max(*exchange_bytes);
         let index = turn.checked_sub(whole::GRADIENTS_AHEAD + whole::UPDATES_BEHIND);
         let Some(index) = index else { continue };
         let updates = going.pop_front().expect("they were computed in an earlier turn").wait()?;

@@ -37,9 +37,15 @@ fn a_range_inside_padding_has_no_segments() {
 }
 
 #[test]
+fn a_unit_without_parameters_is_all_padding() {
+    let layout = layout_of(&[], 3);
+    assert_eq!(layout.padded_numel(), 3 * ALIGNMENT_ELEMENTS);
+    assert_eq!(layout.segments(0..layout.padded_numel()).count(), 0);
+}
+
+#[test]
 fn bad_units_are_refused() {
     let error = |params: &[ParamShape]| UnitLayout::new("block.0", params, 1).unwrap_err();
-    assert_eq!(error(&[]).to_string(), "unit `block.0` has no parameters; leave it out");
     assert_eq!(
         error(&[param("w", &[2]), param("w", &[3])]).to_string(),
         "unit `block.0` has parameter `w` twice; names must differ within a unit"

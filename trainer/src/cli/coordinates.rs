@@ -33,16 +33,16 @@ pub struct Coordcheck {
 
 impl Coordcheck {
     /// Prints a row for each width, depth and step: loss, mean sizes of the residual stream after the
-    /// embedding and the last block, of the logits and of their change.
+    /// embedding and the last block, of the logits, of their change, and of that of the last block.
     ///
     /// # Errors
     /// If a config cannot be resolved or an update is refused.
     pub fn run(&self, out: &mut dyn Write) -> Result<()> {
         writeln!(
             out,
-            "| width | depth | step | loss | embedding | last block | logits | change |"
+            "| width | depth | step | loss | embedding | last block | logits | change | moved |"
         )?;
-        writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- |")?;
+        writeln!(out, "| --- | --- | --- | --- | --- | --- | --- | --- | --- |")?;
         let num_threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         tch::set_num_threads(num_threads as i32);
         for (width, depth) in self.sizes()? {
@@ -57,8 +57,8 @@ impl Coordcheck {
                 let last = row.stream.last().context("a model has an embedding")?;
                 writeln!(
                     out,
-                    "| {width} | {depth} | {} | {:.4} | {:.5} | {last:.5} | {:.5} | {:.5} |",
-                    row.step, row.loss, row.stream[0], row.logits, row.change
+                    "| {width} | {depth} | {} | {:.4} | {:.5} | {last:.5} | {:.5} | {:.5} | {:.5} |",
+                    row.step, row.loss, row.stream[0], row.logits, row.change, row.moved
                 )?;
             }
         }

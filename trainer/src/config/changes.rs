@@ -22,6 +22,8 @@ const HARMLESS: &[&str] = &[
     "data.validation_tokens",
     "memory.",
     "parallel.",
+    "gpu.fused",
+    "gpu.attention",
     "eval.",
     "checkpoint.",
     "guard.",

@@ -225,6 +225,7 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
             blocked(family == "gpt2", "model.model_type", because)
         }
         Applies::OwnHead => own_head(settings),
+        Applies::Scalars => scalars(settings),
         Applies::RopeType(types) => {
             let key = "model.rope_scaling.rope_type";
             let own = word(key, "");
@@ -238,6 +239,10 @@ fn obstacle(settings: &Settings, applies: Applies) -> Option<Obstacle> {
         Applies::From => {
             let some = settings.by_path.contains_key("init.from");
             blocked(some, "init.from", "init.from is not set".to_owned())
+        }
+        Applies::Teacher => {
+            let some = settings.by_path.contains_key("distill.teacher");
+            blocked(some, "distill.teacher", "distill.teacher is not set".to_owned())
         }
         Applies::GoesOn | Applies::Rewinds => guarded(settings, applies),
         Applies::Decay => {
@@ -319,6 +324,18 @@ fn validation(settings: &Settings) -> Option<Obstacle> {
         ),
     };
     (!some).then(|| Obstacle { key, because: because.to_owned() })
+}
+
+fn scalars(settings: &Settings) -> Option<Obstacle> {
+    let scheme = settings.text("init.scheme").unwrap_or("gpt2");
+    let gain = settings.text("model.residual.gain").unwrap_or("none");
+    let biases = settings.by_path.get("model.residual.scalar_biases");
+    let biases = biases.and_then(|setting| setting.value.as_bool()).unwrap_or(false);
+    let has = gain != "none" || biases || ["fixup", "skipinit", "rezero"].contains(&scheme);
+    let because = format!(
+        "init.scheme = {scheme:?} and model.residual.gain = {gain:?} bring no learned numbers"
+    );
+    (!has).then_some(Obstacle { key: "init.scheme", because })
 }
 
 fn own_head(settings: &Settings) -> Option<Obstacle> {

@@ -35,13 +35,14 @@ pub use crate::model::config::Precision;
 pub use changes::{Change, how_to_allow};
 pub use error::{ConfigError, ConfigErrors};
 pub use plan::{
-    AdafactorPlan, AdamMiniPlan, Backend, BatchPlan, CamePlan, CheckpointPlan, DataPlan,
-    DataSource, DecayShape, DepthGrowth, Derived, Device, EvalPlan, GalorePlan, Group, GroupPlan,
-    GrowthPlan, GrowthStage, GuardPlan, Home, InitPlan, InitScheme, LossPlan, Meaning, MemoryPlan,
-    MetricsPlan, MomentGrowth, MuonPlan, OnChange, OptimPlan, Packing, ParallelPlan, PhaseMode,
-    Plan, Policy, Probe, Products, ProfilePlan, Recompute, Reduction, ResidualGrowth, RestPlan,
-    Rule, RuleName, RunPlan, SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan,
-    SourcePlan, StagePlan, StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
+    AdafactorPlan, AdamMiniPlan, AttentionChoice, Backend, BatchPlan, CamePlan, CheckpointPlan,
+    DataPlan, DataSource, DecayShape, DepthGrowth, Derived, Device, DistillDecay, DistillPlan,
+    EvalPlan, GalorePlan, GpuPlan, Group, GroupPlan, GrowthPlan, GrowthStage, GuardPlan, Home,
+    InitPlan, InitScheme, LossPlan, Meaning, MemoryPlan, MetricsPlan, MomentGrowth, MuonPlan,
+    OnChange, OptimPlan, Packing, ParallelPlan, PhaseMode, Plan, Policy, Probe, Products,
+    ProfilePlan, RampPlan, Recompute, Reduction, ResidualGrowth, RestPlan, Rule, RuleName, RunPlan,
+    SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan, SourcePlan, StagePlan,
+    StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
 };
 use run_config::RunConfig;
 

@@ -3,10 +3,13 @@
 
 mod checkpoint;
 mod data;
+mod distill;
+mod gpu;
 mod guard;
 mod init;
 mod loss;
 mod optim;
+mod ramp;
 mod schedule;
 mod whole;
 
@@ -19,6 +22,8 @@ use crate::model::config::{ModelConfig, Precision};
 
 pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
+pub use distill::{DistillDecay, DistillPlan};
+pub use gpu::{AttentionChoice, GpuPlan};
 pub use guard::{GuardPlan, Policy, WatchdogPlan};
 pub use init::{
     DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, ResidualGrowth,
@@ -27,6 +32,7 @@ pub use init::{
 pub use loss::LossPlan;
 pub(in crate::config) use optim::decays;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
+pub use ramp::RampPlan;
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 pub use whole::{
     AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
@@ -49,6 +55,9 @@ pub struct Plan {
     /// What the weights start from.
     #[serde(default)]
     pub init: InitPlan,
+    /// A teacher to learn from; none if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<DistillPlan>,
     /// What to read.
     pub data: DataPlan,
     /// The shape of a step.
@@ -62,6 +71,9 @@ pub struct Plan {
     pub loss: LossPlan,
     /// What to trade for memory.
     pub memory: MemoryPlan,
+    /// How layers compute on a GPU.
+    #[serde(default)]
+    pub gpu: GpuPlan,
     /// How ranks share the work.
     pub parallel: ParallelPlan,
     /// Evaluation; none without validation data.
@@ -86,6 +98,9 @@ pub struct Plan {
     /// The stages in which the model grows, in order; `model` is the one before them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub growth: Vec<GrowthStage>,
+    /// The masks of the stage that this plan is of; none if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<RampPlan>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }

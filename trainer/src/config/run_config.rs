@@ -1,6 +1,7 @@
 //! A run as the user wrote it: the TOML file's tables, with nothing filled in.
 
-use std::collections::BTreeMap;
+mod data;
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -11,11 +12,14 @@ use super::error::{ConfigError, ConfigErrors};
 use super::layers::Settings;
 use super::stages::{GrowthStageTable, InitTable};
 use super::{
-    Backend, DecayShape, Device, Home, Meaning, OnChange, Packing, PhaseMode, Policy, Probe,
-    Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype, StepScale,
-    Tokenizer,
+    AttentionChoice, Backend, DecayShape, Device, DistillDecay, Home, Meaning, OnChange, PhaseMode,
+    Policy, Probe, Products, Recompute, Reduction, RuleName, Scaling, ScheduleUnit, StateDtype,
+    StepScale,
 };
-use crate::model::config::{Parametrization, Precision};
+use crate::model::config::{BranchGain, NormPlacement, Parametrization, Precision};
+use crate::model::fp8::Fp8;
+
+pub(super) use data::{DataTable, SourceTable, StageTable};
 
 /// One configuration file as written, after `extends` and overrides, before defaults.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -33,6 +37,8 @@ pub(super) struct RunConfig {
     pub(super) init: InitTable,
     #[serde(default)]
     pub(super) growth: Vec<GrowthStageTable>,
+    #[serde(default)]
+    pub(super) distill: DistillTable,
     /// `[model]` as written, which stages change.
     #[serde(skip)]
     pub(super) written_model: Table,
@@ -47,6 +53,8 @@ pub(super) struct RunConfig {
     pub(super) loss: LossTable,
     #[serde(default)]
     pub(super) memory: MemoryTable,
+    #[serde(default)]
+    pub(super) gpu: GpuTable,
     #[serde(default)]
     pub(super) parallel: ParallelTable,
     #[serde(default)]
@@ -124,6 +132,7 @@ pub(super) struct ModelTable {
     pub(super) _activation_function: Option<String>,
     pub(super) tie_word_embeddings: Option<bool>,
     pub(super) initializer_range: Option<f64>,
+    pub(super) residual: Option<ResidualTable>,
     pub(super) parametrization: Option<Parametrization>,
     pub(super) base_hidden_size: Option<usize>,
     pub(super) base_head_dim: Option<usize>,
@@ -140,6 +149,15 @@ pub(super) struct RopeTable {
     pub(super) beta_slow: Option<f64>,
 }
 
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResidualTable {
+    pub(super) norm: Option<NormPlacement>,
+    pub(super) gain: Option<BranchGain>,
+    pub(super) skip: Option<f64>,
+    pub(super) scalar_biases: Option<bool>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Family {
@@ -149,37 +167,12 @@ pub(super) enum Family {
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DataTable {
-    pub(super) tokens: Option<PathBuf>,
-    pub(super) text: Option<PathBuf>,
-    pub(super) sources: Option<Vec<SourceTable>>,
-    pub(super) stages: Option<Vec<StageTable>>,
-    pub(super) tokenizer: Option<Tokenizer>,
-    pub(super) validation_fraction: Option<f64>,
-    pub(super) validation_tokens: Option<PathBuf>,
-    pub(super) packing: Option<Packing>,
-    pub(super) mask_documents: Option<bool>,
-}
-
-/// A table of `data.sources`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct SourceTable {
-    pub(super) name: String,
-    pub(super) tokens: PathBuf,
+pub(super) struct DistillTable {
+    pub(super) teacher: Option<PathBuf>,
     pub(super) weight: Option<f64>,
-    pub(super) max_epochs: Option<f64>,
-    pub(super) validation_fraction: Option<f64>,
-    pub(super) validation_tokens: Option<PathBuf>,
-}
-
-/// A table of `data.stages`.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StageTable {
-    pub(super) from_step: Option<u64>,
-    pub(super) from_tokens: Option<u64>,
-    pub(super) weights: BTreeMap<String, f64>,
+    pub(super) steps: Option<u64>,
+    pub(super) decay: Option<DistillDecay>,
+    pub(super) temperature: Option<f64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -247,6 +240,7 @@ pub(super) struct GroupTables {
     pub(super) norm: GroupTable,
     pub(super) bias: GroupTable,
     pub(super) head: GroupTable,
+    pub(super) scalar: GroupTable,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
@@ -296,6 +290,14 @@ pub(super) struct MemoryTable {
     pub(super) recompute: Option<Recompute>,
     pub(super) logits_rows: Option<usize>,
     pub(super) optimizer: Option<Home>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GpuTable {
+    pub(super) fused: Option<bool>,
+    pub(super) attention: Option<AttentionChoice>,
+    pub(super) fp8: Option<Fp8>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

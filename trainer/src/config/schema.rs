@@ -2,130 +2,16 @@
 
 use super::plan::Meaning;
 
-/// What a key's value must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// An integer of at least 0.
-    Count,
-    /// A finite number.
-    Number,
-    /// Integers of at least 0.
-    Counts,
-    /// Two finite numbers.
-    Pair,
-    /// Two integers of at least 0.
-    Range,
-    /// True or false.
-    Flag,
-    /// Any string.
-    Text,
-    /// A string that names a file to read, relative to the current directory or the config file.
-    InputPath,
-    /// `"bytes"`, or an input path.
-    Tokenizer,
-    /// One of these words.
-    OneOf(&'static [&'static str]),
-    /// A list of any of these words.
-    Words(&'static [&'static str]),
-    /// An array of tables, the stages of a run; see [`super::stages`].
-    Stages,
-    /// Numbers by name.
-    Weights,
-    /// An array of tables with these keys, whose paths are their names alone.
-    Tables(&'static [Key]),
-}
+mod key;
 
-/// When a key takes effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Applies {
-    /// Always.
-    Always,
-    /// With this `model.model_type`.
-    Family(&'static str),
-    /// With one of these `optim.rule`s.
-    Rule(&'static [&'static str]),
-    /// With one of these `schedule.kind`s.
-    Schedule(&'static [&'static str]),
-    /// With a part of the data kept for validation.
-    Validation,
-    /// Without `data.sources`, whose tables have keys of their own for this.
-    OneSource,
-    /// With `data.sources`.
-    Mixture,
-    /// With a `data.packing` that minds documents.
-    Documents,
-    /// With `sample.tokens` above 0.
-    Sampling,
-    /// With samples drawn at random, not by the largest logit.
-    RandomSampling,
-    /// With one of these `model.parametrization`s.
-    Parametrization(&'static [&'static str]),
-    /// With this `schedule.mode`.
-    Mode(&'static str),
-    /// With `schedule.from_step`.
-    Phase,
-    /// With a weight decay that changes over the steps.
-    DecayShape,
-    /// With `batch.ramp_steps` above 0.
-    Ramp,
-    /// Where the model has biases.
-    Biases,
-    /// Where the head is a parameter of its own.
-    OwnHead,
-    /// With weight decay at all.
-    Decay,
-    /// With a model to start from.
-    From,
-    /// With one of these `model.rope_scaling.rope_type`s.
-    RopeType(&'static [&'static str]),
-    /// With spikes looked for.
-    Spikes,
-    /// Where a step that goes wrong may not end the run.
-    GoesOn,
-    /// Where a step that goes wrong may take the run back.
-    Rewinds,
-}
+pub(super) use key::{Applies, Key, Kind};
 
-/// One key of the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key {
-    /// The full path, such as `optim.lr`.
-    pub(super) path: &'static str,
-    /// The type of its value.
-    pub(super) kind: Kind,
-    /// Its conditions; all must hold.
-    pub(super) applies: [Applies; 2],
-    /// Whether it must be set where it applies.
-    pub(super) required: bool,
-    /// What it means, as a phrase that completes "expected".
-    pub(super) about: &'static str,
-}
-
-const fn key(path: &'static str, kind: Kind, about: &'static str) -> Key {
-    Key { path, kind, applies: [Applies::Always; 2], required: false, about }
-}
-
-impl Key {
-    const fn required(mut self) -> Self {
-        self.required = true;
-        self
-    }
-
-    const fn only(mut self, first: Applies) -> Self {
-        self.applies[0] = first;
-        self
-    }
-
-    const fn and(mut self, second: Applies) -> Self {
-        self.applies[1] = second;
-        self
-    }
-}
+use key::key;
 
 use Applies::{
     Biases, Decay, DecayShape, Documents, Family, From, GoesOn, Mixture, Mode, OneSource, OwnHead,
-    Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Schedule,
-    Spikes, Validation,
+    Parametrization, Phase, Ramp, RandomSampling, Rewinds, RopeType, Rule, Sampling, Scalars,
+    Schedule, Spikes, Teacher, Validation,
 };
 use Kind::{
     Count, Counts, Flag, InputPath, Number, OneOf, Pair, Range, Stages, Tables, Text, Tokenizer,
@@ -240,19 +126,30 @@ pub(super) const KEYS: &[Key] = &[
     key("model.activation_function", OneOf(&["gelu_new"]), "the MLP's activation").only(GPT2),
     key("model.tie_word_embeddings", Flag, "whether the head is the embedding"),
     key("model.initializer_range", Number, "the standard deviation of the initial weights"),
+    key("model.residual.norm", OneOf(&["pre", "post", "sub", "none"]), "where norms stand"),
+    key("model.residual.gain", OneOf(&["none", "branch", "block"]), "which learned factor a branch has"),
+    key("model.residual.skip", Number, "the factor on the stream past a branch"),
+    key("model.residual.scalar_biases", Flag, "whether a learned number is added before each layer"),
     key("model.parametrization", OneOf(&["standard", "mup", "complete_p"]), "how init, updates and multipliers depend on the size").only(LLAMA),
     key("model.base_hidden_size", Count, "the width that the hyper-parameters were tuned at").only(LLAMA).and(SCALED),
     key("model.base_head_dim", Count, "the width of a head there").only(LLAMA).and(SCALED),
     key("model.base_num_hidden_layers", Count, "the depth that the hyper-parameters were tuned at").only(LLAMA).and(Parametrization(&["complete_p"])),
 
-    key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero"]), "how initial weights are drawn"),
+    key("init.scheme", OneOf(&["gpt2", "llama", "xavier", "kaiming", "small_init", "zero", "fixup", "skipinit", "rezero", "t_fixup", "deepnorm", "subln"]), "how initial weights are drawn"),
     key("init.from", InputPath, "the folder of a model to start from"),
     key("init.growth.depth", OneOf(&["stack", "interpolate", "zero_insert", "identity_insert", "lemon"]), "where added blocks come from").only(From),
-    key("init.growth.width", OneOf(&["equal", "uneven", "aki"]), "how copies share what they read").only(From),
+    key("init.growth.width", OneOf(&["equal", "uneven", "aki", "random"]), "how copies share what they read").only(From),
     key("init.growth.residual", OneOf(&["copy", "zero_pad"]), "what new residual channels hold").only(From),
     key("init.growth.split_std", Number, "the deviation of an uneven split, in that of initial weights").only(From),
     key("init.growth.learn_steps", Count, "the steps in which the map is learned, 0 for none").only(From),
+    key("init.growth.mask_steps", Count, "the steps in which masks over what was added rise, 0 for none").only(From),
     key("init.growth.moments", OneOf(&["map", "zero", "fresh"]), "what becomes of the optimizer's state").only(From),
+
+    key("distill.teacher", InputPath, "the folder of a smaller model to learn from"),
+    key("distill.weight", Number, "the teacher's weight at the first step").only(Teacher),
+    key("distill.steps", Count, "the steps after which its weight is 0").only(Teacher),
+    key("distill.decay", OneOf(&["linear", "cosine", "constant"]), "how its weight falls").only(Teacher),
+    key("distill.temperature", Number, "the divisor of both models' logits").only(Teacher),
 
     key("data.tokens", InputPath, "a token file"),
     key("data.text", InputPath, "a text file"),
@@ -317,6 +214,9 @@ pub(super) const KEYS: &[Key] = &[
     key("optim.groups.head.rule", OneOf(RULES), "the group's own update rule").only(OwnHead),
     key("optim.groups.head.lr_multiplier", Number, "a factor on lr").only(OwnHead),
     key("optim.groups.head.weight_decay_multiplier", Number, "a factor on weight_decay").only(OwnHead).and(Decay),
+    key("optim.groups.scalar.rule", OneOf(RULES), "the group's own update rule").only(Scalars),
+    key("optim.groups.scalar.lr_multiplier", Number, "a factor on lr").only(Scalars),
+    key("optim.groups.scalar.weight_decay_multiplier", Number, "a factor on weight_decay").only(Scalars).and(Decay),
 
     key("schedule.kind", OneOf(&["constant", "cosine", "linear", "inverse_sqrt", "wsd"]), "the shape after the warm-up"),
     key("schedule.warmup_steps", Count, "the steps of linear warm-up"),
@@ -336,7 +236,9 @@ pub(super) const KEYS: &[Key] = &[
     key("memory.recompute", OneOf(&["none", "elementwise", "block"]), "what backward computes again"),
     key("memory.logits_rows", Count, "the rows of the head computed at once, 0 to have it chosen"),
     key("memory.optimizer", OneOf(&["device", "host"]), "where masters and optimizer state live"),
-
+    key("gpu.fused", Flag, "whether layers use kernels of our own on a GPU"),
+    key("gpu.attention", OneOf(&["auto", "flash", "efficient", "cudnn", "math"]), "the kernel of attention on a GPU"),
+    key("gpu.fp8", OneOf(&["off", "tensor", "row"]), "what shares a scale in products of 8-bit numbers"),
     key("parallel.zero", Count, "the ZeRO stage, 0 to 3"),
     key("parallel.shard_degree", Count, "the ranks that hold one copy of the sharded state, 0 for all"),
     key("parallel.reduction", OneOf(&["exact", "fast"]), "how gradients are summed"),
@@ -370,13 +272,10 @@ pub(super) const KEYS: &[Key] = &[
     key("watchdog.stall_seconds", Number, "the seconds without progress of a stall, 0 for no watchdog"),
     key("watchdog.beat_seconds", Number, "the seconds between a rank's beats"),
     key("watchdog.address", Text, "the IP address to listen on for other hosts, \"\" to choose one"),
-
     key("metrics.log_every", Count, "the steps between log lines"),
     key("metrics.tensorboard", Flag, "whether to write TensorBoard files"),
     key("metrics.peak_tflops", Number, "the peak of one rank, 0 to have it measured"),
-
     key("profile.steps", Range, "the first and the last step that are traced, [0, 0] for none"),
-
     key("sample.tokens", Count, "the tokens of one sample, 0 for none"),
     key("sample.prompt", Text, "the text that a sample continues").only(Sampling),
     key("sample.temperature", Number, "the divisor of the logits, 0 for the largest").only(Sampling),

@@ -32,6 +32,7 @@ pub(super) struct GrowthTable {
     pub(super) split_std: Option<f64>,
     pub(super) learn_steps: Option<u64>,
     pub(super) moments: Option<MomentGrowth>,
+    pub(super) mask_steps: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]

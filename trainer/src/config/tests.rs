@@ -4,6 +4,7 @@ mod layering;
 mod messages;
 mod plans;
 mod reference;
+mod residual;
 
 use std::path::{Path, PathBuf};
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::model::config::ResidualForm;
+
 /// Why a model could not be imported or exported.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,6 +19,31 @@ pub enum Error {
         path: PathBuf,
         /// What was looked for.
         reason: String,
+    },
+    /// What a growth has added stands behind masks that are not 1 yet.
+    #[error(
+        "{} is of step {step}, when masks over what growth has added are still below 1; use a \
+         checkpoint of step {until} or later, whose model is a plain one", folder.display()
+    )]
+    Masked {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// Its step.
+        step: u64,
+        /// The step at which the masks are 1.
+        until: u64,
+    },
+    /// No architecture in transformers computes the model.
+    #[error(
+        "{} cannot be exported: transformers has no architecture with its model.residual (norm {:?}, \
+         gain {:?}, skip {:?}, scalar_biases {}); use it as a checkpoint, which grove eval, grove sample \
+         and init.from read", path.display(), .form.norm, .form.gain, .form.skip, .form.scalar_biases
+    )]
+    NoArchitecture {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its residual form.
+        form: ResidualForm,
     },
     /// The tensors are not those of the model.
     #[error("the tensors of {} are not those of its model:\n{}", path.display(),

@@ -32,8 +32,13 @@ pub struct ExportOptions {
 /// A tensor at a time is in memory; the folder appears whole, by a rename.
 ///
 /// # Errors
-/// [`Error::Exists`] if `out` is there, and whatever reading and writing may meet.
+/// [`Error::NoArchitecture`] for a model that transformers cannot compute, [`Error::Exists`] if `out`
+/// is there, and whatever reading and writing may meet.
 pub fn export(source: &Source, out: &Path, options: ExportOptions) -> Result<(), Error> {
+    let form = source.config.spec().residual;
+    if !form.is_plain() {
+        return Err(Error::NoArchitecture { path: source.path.clone(), form });
+    }
     if out.exists() {
         return Err(Error::Exists { path: out.to_owned() });
     }

@@ -41,6 +41,8 @@ pub(super) struct StoredTensors {
     pub(super) files: Vec<TensorFile>,
     /// Our name to the number of the file and the name in it.
     places: BTreeMap<String, (usize, String)>,
+    /// Whether the model is to have biases and the files have none: then all are 0.
+    pub(super) lacks_biases: bool,
 }
 
 impl StoredTensors {
@@ -62,8 +64,9 @@ impl StoredTensors {
             }
         }
         check_head(&mut matching, &files);
+        let lacks_biases = matching.do_without_biases();
         let places = matching.finish(path)?;
-        Ok((Self { files, places }, expected))
+        Ok((Self { files, places, lacks_biases }, expected))
     }
 
     /// The file and the name in it of one of our parameters.

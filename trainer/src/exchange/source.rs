@@ -7,6 +7,7 @@ use super::Error;
 use super::folder::{StoredTensors, companions, config_text, open_weights};
 use super::gguf::LlamaGguf;
 use crate::checkpoint::{self, Checkpoint, ExtraFile, TensorFile, TensorRecord, TensorSpec};
+use crate::config::Plan;
 use crate::model::config::ModelConfig;
 
 /// The master weights in a checkpoint.
@@ -33,6 +34,19 @@ enum Weights {
     Gguf(Box<LlamaGguf>),
 }
 
+/// A model in the midst of a stage's masks is none that other programs, or growth, know.
+fn refuse_masked(checkpoint: &Checkpoint) -> Result<(), Error> {
+    let saved = checkpoint.run_state();
+    // An imported model has no plan, and one of another version no masks.
+    let plan = Plan::from_toml(&saved.plan_toml).ok();
+    match plan.and_then(|plan| plan.masked_until(saved.step)) {
+        Some(until) => {
+            Err(Error::Masked { folder: checkpoint.folder().to_owned(), step: saved.step, until })
+        }
+        None => Ok(()),
+    }
+}
+
 impl Source {
     /// Opens a checkpoint (its masters are read), a run's folder (its newest checkpoint), a
     /// Hugging Face folder, or a GGUF file. Headers are read and compared with the model, values
@@ -50,15 +64,17 @@ impl Source {
         let config = ModelConfig::from_hf_json(&text)?;
         let files = if folder.join(MASTERS).is_file() {
             // Opened first for its checks.
-            Checkpoint::open(&folder)?;
+            refuse_masked(&Checkpoint::open(&folder)?)?;
             vec![TensorFile::open(&folder.join(MASTERS))?]
         } else {
             open_weights(&folder)?
         };
         let (stored, specs) = StoredTensors::new(&folder, &config, files)?;
         let files = companions(&folder, &text);
+        let note = "it has no biases: they are 0 from here on, which computes the same";
+        let notes = stored.lacks_biases.then(|| note.to_owned()).into_iter().collect();
         let weights = Weights::Stored(stored);
-        Ok(Self { path: folder, config, files, notes: Vec::new(), specs, weights })
+        Ok(Self { path: folder, config, files, notes, specs, weights })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, Error> {
@@ -92,6 +108,10 @@ impl Source {
         };
         let spec = self.specs.iter().find(|spec| spec.name == name).ok_or_else(unknown)?;
         match &self.weights {
+            Weights::Stored(stored) if stored.lacks_biases && name.ends_with(".bias") => {
+                let bytes = Cow::Owned(vec![0; spec.len_bytes()]);
+                Ok(TensorRecord { spec: spec.clone(), bytes })
+            }
             Weights::Stored(stored) => {
                 let (file, stored) = stored.place(name).ok_or_else(unknown)?;
                 let view = file.get(stored)?;

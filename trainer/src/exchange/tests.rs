@@ -102,6 +102,38 @@ fn prefixes_and_buffers_of_other_versions_are_known() {
 }
 
 #[test]
+fn a_gpt2_without_biases_gets_those_that_change_nothing() {
+    let text = json!({ "model_type": "gpt2", "vocab_size": 3, "n_positions": 4, "n_embd": 2,
+        "n_layer": 1, "n_head": 1 })
+    .to_string();
+    let config = ModelConfig::from_hf_json(&text).unwrap();
+    let specs = super::matching::parameters(Path::new("model"), &config, 100).unwrap();
+    let stored = |spec: &crate::checkpoint::TensorSpec| {
+        let ones = f32s(&vec![1.0; spec.shape.iter().product()]);
+        (spec.name.clone(), "F32", spec.shape.clone(), ones)
+    };
+    let all: Vec<Stored> = specs.iter().map(stored).collect();
+    let write = |keep: &dyn Fn(&str) -> bool| {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("config.json"), &text).unwrap();
+        let kept: Vec<Stored> = all.iter().filter(|(name, ..)| keep(name)).cloned().collect();
+        write_tensors(&folder.path().join("model.safetensors"), &kept);
+        folder
+    };
+    let folder = write(&|name| !name.ends_with(".bias"));
+    let source = Source::open(folder.path()).unwrap();
+    assert!(source.notes[0].contains("no biases"), "{:?}", source.notes);
+    for spec in &specs {
+        let record = source.tensor(&spec.name).unwrap();
+        let value = if spec.name.ends_with(".bias") { 0.0 } else { 1.0 };
+        assert_eq!(record.bytes[..], f32s(&vec![value; spec.shape.iter().product()]), "{spec:?}");
+    }
+    // One that is lost is another matter.
+    let said = refusal(write(&|name| !name.ends_with("ln_f.bias")).path());
+    assert!(said.contains("transformer.ln_f.bias is missing"), "{said}");
+}
+
+#[test]
 fn a_tied_head_may_be_there_if_it_is_the_embedding() {
     let mut tensors = parameters(true);
     tensors.push(("lm_head.weight".to_owned(), "F32", vec![3, 2], f32s(&[1.0; 6])));

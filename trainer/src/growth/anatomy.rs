@@ -17,6 +17,35 @@ pub enum NormPlace {
     Mlp,
     /// Before the head.
     Final,
+    /// Before attention's last map.
+    AttentionInside,
+    /// Before the MLP's last map.
+    MlpInside,
+    /// Behind the MLP.
+    MlpAfter,
+}
+
+/// Which number of a residual form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Number {
+    /// The factor on attention.
+    AttentionGain,
+    /// The factor on the MLP.
+    MlpGain,
+    /// The factor on both.
+    Gain,
+    /// Added before q, k and v.
+    QkvBias,
+    /// Added before attention's last map.
+    OutputBias,
+    /// Added before the hidden layer.
+    UpBias,
+    /// Added before the activation.
+    ActivationBias,
+    /// Added before the MLP's last map.
+    DownBias,
+    /// Added before the head.
+    HeadBias,
 }
 
 /// Which linear map of a block.
@@ -55,6 +84,8 @@ pub enum Part {
     Bias(Linear),
     /// The head, where it is not the embedding, `[V, D]`.
     Head,
+    /// A number of a residual form `[1]`.
+    Number(Number),
 }
 
 /// What the rows or columns of a part are counted by.
@@ -72,6 +103,8 @@ pub enum Axis {
     Keys,
     /// F elements inside the MLP.
     Hidden,
+    /// One.
+    One,
 }
 
 impl Axis {
@@ -84,6 +117,7 @@ impl Axis {
             Self::Queries => spec.num_heads * spec.head_dim,
             Self::Keys => spec.num_kv_heads * spec.head_dim,
             Self::Hidden => spec.intermediate_size,
+            Self::One => 1,
         }
     }
 }
@@ -94,7 +128,8 @@ impl Part {
         match self {
             Self::Embedding | Self::Head => (Axis::Vocabulary, Some(Axis::Residual)),
             Self::Positions => (Axis::Positions, Some(Axis::Residual)),
-            Self::NormWeight(_) | Self::NormBias(_) => (Axis::Residual, None),
+            Self::NormWeight(place) | Self::NormBias(place) => (place.axis(), None),
+            Self::Number(_) => (Axis::One, None),
             Self::Weight(linear) => (linear.axes().0, Some(linear.axes().1)),
             Self::Bias(linear) => (linear.axes().0, None),
         }
@@ -103,6 +138,17 @@ impl Part {
     /// Whether it writes to the residual stream at the end of a branch.
     pub fn ends_branch(self) -> bool {
         matches!(self, Self::Weight(linear) | Self::Bias(linear) if linear.axes().0 == Axis::Residual)
+    }
+}
+
+impl NormPlace {
+    /// What is normed.
+    fn axis(self) -> Axis {
+        match self {
+            Self::AttentionInside => Axis::Queries,
+            Self::MlpInside => Axis::Hidden,
+            Self::Attention | Self::Mlp | Self::MlpAfter | Self::Final => Axis::Residual,
+        }
     }
 }
 
@@ -221,6 +267,24 @@ impl Assembly {
     }
 }
 
+/// What only some residual forms have.
+const FORMS: [(&str, &[Part], bool); 14] = [
+    ("attn_sub_norm.weight", &[Part::NormWeight(NormPlace::AttentionInside)], false),
+    ("attn_sub_norm.bias", &[Part::NormBias(NormPlace::AttentionInside)], false),
+    ("ffn_sub_norm.weight", &[Part::NormWeight(NormPlace::MlpInside)], false),
+    ("ffn_sub_norm.bias", &[Part::NormBias(NormPlace::MlpInside)], false),
+    ("post_feedforward_layernorm.weight", &[Part::NormWeight(NormPlace::MlpAfter)], false),
+    ("residual.attention_gain", &[Part::Number(Number::AttentionGain)], false),
+    ("residual.mlp_gain", &[Part::Number(Number::MlpGain)], false),
+    ("residual.gain", &[Part::Number(Number::Gain)], false),
+    ("residual.qkv_bias", &[Part::Number(Number::QkvBias)], false),
+    ("residual.output_bias", &[Part::Number(Number::OutputBias)], false),
+    ("residual.up_bias", &[Part::Number(Number::UpBias)], false),
+    ("residual.activation_bias", &[Part::Number(Number::ActivationBias)], false),
+    ("residual.down_bias", &[Part::Number(Number::DownBias)], false),
+    ("residual.head_bias", &[Part::Number(Number::HeadBias)], false),
+];
+
 /// The parts of a parameter, and whether it is stored as `[in, out]`.
 fn parts_of(name: &str) -> (&'static [Part], bool) {
     use Linear::{Down, Gate, Key, Output, Query, Up, Value};
@@ -257,7 +321,7 @@ fn parts_of(name: &str) -> (&'static [Part], bool) {
         ("transformer.ln_f.weight", &[NormWeight(NormPlace::Final)], false),
         ("transformer.ln_f.bias", &[NormBias(NormPlace::Final)], false),
     ];
-    let rows = TABLE.iter().chain(&LAST);
+    let rows = TABLE.iter().chain(&LAST).chain(&FORMS);
     let found = rows.clone().find(|(suffix, ..)| {
         name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     });

@@ -2,6 +2,7 @@
 //! against it.
 
 use super::anatomy::{Anatomy, At};
+use super::appended::{Appended, keeps_groups};
 use super::depth::Depth;
 use super::error::{Error, Problem};
 use super::moments::Moments;
@@ -72,7 +73,10 @@ pub fn grow<'a>(
     if steps.unties {
         model = Box::new(Untied::new(model));
     }
-    if steps.widens {
+    if steps.widens && plan.width == WidthGrowth::Random {
+        let config = with_widths(model.config(), target);
+        model = Box::new(Appended::new(model, config, seed));
+    } else if steps.widens {
         let config = with_widths(model.config(), target);
         let GrowthPlan { width: split, residual, split_std, .. } = *plan;
         let options = WidthOptions { split, residual, split_std, seed };
@@ -114,6 +118,9 @@ pub fn problems(source: &ModelConfig, target: &ModelConfig, plan: &GrowthPlan) -
         return vec![Problem::Family { target, found }];
     }
     let (old, new, keys) = (source.spec(), target.spec(), Keys::of(target));
+    if !old.residual.is_plain() || !new.residual.is_plain() {
+        return vec![Problem::ResidualForm];
+    }
     let steps = Steps::between(&old, &new);
     let mut problems = Vec::new();
     for (key, found, target) in [
@@ -147,7 +154,18 @@ pub fn problems(source: &ModelConfig, target: &ModelConfig, plan: &GrowthPlan) -
         let (target, found) = (new.num_layers, old.num_layers);
         problems.push(Problem::TooDeep { key: keys.layers, target, found });
     }
-    if problems.is_empty() {
+    if steps.widens && plan.width == WidthGrowth::Random {
+        let (target, found) = (new.hidden_size, old.hidden_size);
+        problems.extend((target != found).then_some(Problem::MaskedStream {
+            key: keys.hidden,
+            target,
+            found,
+        }));
+        problems.extend((!keeps_groups(&old, &new)).then(|| Problem::MaskedHeads {
+            target: new.num_heads / new.num_kv_heads,
+            found: old.num_heads / old.num_kv_heads,
+        }));
+    } else if problems.is_empty() {
         problems.extend(heads_if_wrong(&old, &new));
         problems.extend(epsilon_if_wrong(&old, &new, (keys.eps, plan)));
     }

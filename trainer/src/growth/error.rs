@@ -75,6 +75,12 @@ pub enum Problem {
          which growth does not undo in the weights; use \"standard\", or the source's sizes"
     )]
     Multipliers,
+    /// A residual form that operators do not know.
+    #[error(
+        "model.residual is not that of Llama and GPT-2 in the source or the target, and growth knows \
+         no other; train at the full size from the start"
+    )]
+    ResidualForm,
     /// Other rotary frequencies without a longer context.
     #[error(
         "model.rope_theta or model.rope_scaling is not the source's, and the context is no longer than \
@@ -96,6 +102,30 @@ pub enum Problem {
         found_q: usize,
         /// The source's key heads.
         found_kv: usize,
+    },
+    /// Masks do not cover the residual stream.
+    #[error(
+        "model.{key} = {target}, but width = \"random\" keeps the source's {found}, as masks do not \
+         cover the residual stream; keep it, or grow it by \"uneven\" in a stage of its own"
+    )]
+    MaskedStream {
+        /// The key.
+        key: &'static str,
+        /// The target's.
+        target: usize,
+        /// The source's.
+        found: usize,
+    },
+    /// Added query heads would come between the old ones.
+    #[error(
+        "width = \"random\" adds heads behind the old ones, which keep {found} query heads a key \
+         head, and the model has {target}; add key heads in proportion"
+    )]
+    MaskedHeads {
+        /// The target's queries a key head.
+        target: usize,
+        /// The source's.
+        found: usize,
     },
     /// The epsilon under which the operator is exact is another.
     #[error(

@@ -231,7 +231,7 @@ impl Ligo {
     fn mixing(&self, at: At, axis: Axis) -> Option<&Mixing> {
         let block = || &self.blocks[at.layer.expect("heads and neurons are in blocks")];
         match axis {
-            Axis::Vocabulary | Axis::Positions => None,
+            Axis::Vocabulary | Axis::Positions | Axis::One => None,
             Axis::Residual => self.residual.as_ref(),
             Axis::Hidden => block().hidden.as_ref(),
             Axis::Queries => block().queries.as_ref(),

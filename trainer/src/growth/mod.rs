@@ -1,12 +1,14 @@
 #![doc = include_str!("README.md")]
 
 pub mod anatomy;
+pub mod appended;
 pub mod axis;
 pub mod certificate;
 pub mod compose;
 pub mod depth;
 pub mod error;
 pub mod filling;
+pub mod inherit;
 pub mod ligo;
 pub mod moments;
 mod noise;

@@ -1,18 +1,29 @@
 //! How initial weights are drawn, by name: each parameter's distribution from its place in the
 //! model.
 //!
-//! Norms start at 1, biases at 0 in all of them. `d` is the width of the residual stream, `L` the
+//! Norms start at 1, biases and numbers before layers at 0 in all of them, learned factors of
+//! branches at 1 unless said otherwise. `d` is the width of the residual stream, `L` the
 //! number of blocks, `l` a block's number from 0.
 
-use super::anatomy::{Anatomy, Assembly, At, Linear, Part};
-use crate::config::InitScheme;
+use super::anatomy::{Anatomy, Assembly, At, Linear, Number, Part};
+use crate::config::{InitScheme, Plan};
+use crate::model::compute::Compute;
 use crate::model::config::{DecoderSpec, ModelConfig};
 use crate::model::units::{Init, UnitSpec};
+use crate::state::RunState;
 
+/// T-Fixup's factor for stacks of two branches a block (section 3.2 of the paper).
+const T_FIXUP_BLOCK: f64 = 0.67;
 /// torchtitan cuts the head's values at so many deviations.
 const HEAD_CUT: f64 = 3.0;
 /// Where the scheme itself does not cut, so far out that it is as if nothing were cut.
 const FAR_CUT: f64 = 100.0;
+
+/// Fills a state with the initial values of a plan.
+pub fn initialize(plan: &Plan, compute: &Compute, state: &mut RunState) {
+    assign(plan.init.scheme, &plan.model, state.units.iter_mut().map(|unit| &mut unit.spec));
+    state.initialize(compute, plan.seed);
+}
 
 /// Sets the initial distribution of every parameter of a model.
 ///
@@ -36,6 +47,11 @@ pub fn assign<'a>(
 /// The distribution of a matrix; `None` for what stays as it is in a model's units.
 fn init_of(scheme: InitScheme, spec: &DecoderSpec, assembly: &Assembly) -> Option<Init> {
     let at = assembly.parts[0];
+    if let Part::Number(number) = at.part {
+        let is_gain = matches!(number, Number::Gain | Number::AttentionGain | Number::MlpGain);
+        let is_silent = matches!(scheme, InitScheme::Skipinit | InitScheme::Rezero);
+        return (is_gain && is_silent).then_some(Init::Zeros);
+    }
     let (rows, columns) = at.part.axes();
     let (fan_out, fan_in) = (rows.len(spec) as f64, columns?.len(spec) as f64);
     let width = spec.hidden_size as f64;
@@ -60,7 +76,55 @@ fn init_of(scheme: InitScheme, spec: &DecoderSpec, assembly: &Assembly) -> Optio
             part if part.ends_branch() => Init::Zeros,
             _ => Init::Identity { blocks: assembly.parts.len(), transposed: assembly.transposed },
         }),
+        _ => of_form(scheme, spec, assembly),
     }
+}
+
+/// The schemes that have a residual form of their own.
+///
+/// In a branch o and down, v and up make its size; q and k decide where to look and a gate how much
+/// to let through: these get the plain deviation, as in torchscale and T-Fixup's code.
+fn of_form(scheme: InitScheme, spec: &DecoderSpec, assembly: &Assembly) -> Option<Init> {
+    let at = assembly.parts[0];
+    let (rows, columns) = at.part.axes();
+    let (fan_out, fan_in) = (rows.len(spec) as f64, columns?.len(spec) as f64);
+    let xavier = (2.0 / (fan_in + fan_out)).sqrt();
+    let kaiming = fan_in.sqrt().recip();
+    // Blocks, and branches.
+    let (depth, branches) = (spec.num_layers as f64, 2.0 * spec.num_layers as f64);
+    let (plain, makes_size) = match scheme {
+        InitScheme::Fixup if at.part == Part::Head || at.part.ends_branch() => {
+            return Some(Init::Zeros);
+        }
+        // m = 2 matrices a branch: L^(-1 / (2 m - 2)).
+        InitScheme::Fixup => (kaiming, branches.powf(-0.5)),
+        InitScheme::Skipinit => (kaiming, 1.0),
+        InitScheme::TFixup => (xavier, T_FIXUP_BLOCK * depth.powf(-0.25)),
+        // beta = (8 M)^(-1/4).
+        InitScheme::Deepnorm => (xavier, (8.0 * depth).powf(-0.25)),
+        // gamma = sqrt(ln(2 M)).
+        InitScheme::Subln => (xavier, branches.ln().sqrt()),
+        _ => (xavier, 1.0),
+    };
+    let std = match at.part {
+        Part::Positions => return None,
+        Part::Embedding => {
+            let small = (spec.hidden_size as f64).powf(-0.5);
+            match scheme {
+                InitScheme::TFixup => small * (9.0 * depth).powf(-0.25),
+                _ if spec.tied => small,
+                _ => 1.0,
+            }
+        }
+        Part::Head => plain,
+        // q, k and v in one.
+        Part::Weight(Linear::Query) if assembly.parts.len() > 1 => {
+            return Some(Init::Stacked { stds: [plain, plain, plain * makes_size] });
+        }
+        Part::Weight(Linear::Query | Linear::Key | Linear::Gate) => plain,
+        _ => plain * makes_size,
+    };
+    Some(Init::Normal(std))
 }
 
 /// torchtitan's: `sigma / sqrt(2 (l + 1))` for o, up and down of a gated MLP, `sigma` for the other

@@ -59,7 +59,7 @@ pub fn grown_source<'a>(
     (name, growth): (&Path, &GrowthPlan),
 ) -> Result<Box<dyn Parts + 'a>, Error> {
     let source_name = name.display().to_string();
-    if let Some(problem) = other_tokenizer(&source, plan)? {
+    if let Some(problem) = other_tokenizer(source.folder(), plan)? {
         let mut all = problems(source.config(), &plan.model, growth);
         all.push(problem);
         return Err(GrowthError::Refused { source_name, problems: all }.into());
@@ -107,9 +107,9 @@ pub fn check_stages(plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether the source's folder tells of tokens that are not the plan's.
-fn other_tokenizer(source: &StoredModel, plan: &Plan) -> Result<Option<Problem>, Error> {
-    let (Some(found), Some(target)) = (tokenizer_of(source.folder())?, &plan.data.tokenizer) else {
+/// Whether a model's folder tells of tokens that are not the plan's.
+pub(super) fn other_tokenizer(folder: &Path, plan: &Plan) -> Result<Option<Problem>, Error> {
+    let (Some(found), Some(target)) = (tokenizer_of(folder)?, &plan.data.tokenizer) else {
         return Ok(None);
     };
     let same = match (&found, target) {

@@ -25,7 +25,7 @@ pub fn check(source: &StoredModel, rules: &Rules, plan: &GrowthPlan) -> Result<(
     }
     // As many elements as any rule quantizes.
     let is_value = |spec: &&StateSpec| spec.storage != Storage::BlockScale;
-    let roles = [Role::Matrix, Role::Embedding, Role::Norm, Role::Bias, Role::Head];
+    let roles = [Role::Matrix, Role::Embedding, Role::Norm, Role::Bias, Role::Head, Role::Scalar];
     let specs = roles.iter().flat_map(|&role| rules.of(role).state_specs(usize::MAX));
     let expected: BTreeSet<StateKind> = specs.filter(is_value).map(|spec| spec.kind).collect();
     if expected.iter().all(|kind| found.contains(kind)) {

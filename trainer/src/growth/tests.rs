@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 use super::*;
 use crate::config::{DepthGrowth, GrowthPlan, ResidualGrowth, WidthGrowth};
-use crate::model::config::{Gpt2Config, LlamaConfig, ModelConfig, Parametrization};
+use crate::model::config::{Gpt2Config, LlamaConfig, ModelConfig, Parametrization, ResidualForm};
 use crate::model::plain::{NamedWeights, PlainModel};
 
 /// An epsilon large enough that a wrong one shows.
@@ -34,6 +34,7 @@ fn llama(kv_heads: usize, tied: bool) -> ModelConfig {
         rope_scaling: None,
         tie_word_embeddings: tied,
         initializer_range: 0.1,
+        residual: ResidualForm::default(),
         parametrization: Parametrization::Standard,
         base_hidden_size: None,
         base_head_dim: None,
@@ -51,6 +52,7 @@ fn gpt2() -> ModelConfig {
         n_inner: 10,
         layer_norm_epsilon: EPS,
         initializer_range: 0.1,
+        residual: ResidualForm::default(),
     })
 }
 

@@ -102,7 +102,7 @@ impl<'a> Width<'a> {
     /// The map of an axis; `None` for those that width leaves alone.
     fn map(&self, axis: Axis) -> Option<&AxisMap> {
         let map = match axis {
-            Axis::Vocabulary | Axis::Positions => return None,
+            Axis::Vocabulary | Axis::Positions | Axis::One => return None,
             Axis::Residual => &self.residual,
             Axis::Queries => &self.queries,
             Axis::Keys => &self.keys,
@@ -140,6 +140,7 @@ impl<'a> Width<'a> {
                 let scaled = rows / self.head_count(place);
                 append(&scaled, 0, self.residual.residue_len(), Residue::Constant(0.0))
             }
+            Part::Number(_) => rows,
             Part::Embedding | Part::Positions => self.stream_columns(rows),
             Part::Weight(_) | Part::Bias(_) | Part::Head => {
                 let (row_axis, column_axis) = at.part.axes();
@@ -215,6 +216,7 @@ impl<'a> Width<'a> {
                 }
                 append(&(rows / divisor.powf(power)), 0, residual_len, residue)
             }
+            Part::Number(_) => rows,
             Part::Embedding | Part::Positions => {
                 let copied = rows.index_select(1, &self.residual.sources());
                 append(&(copied / self.copies.powf(power)), 1, residual_len, residue)

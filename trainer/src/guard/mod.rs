@@ -71,6 +71,12 @@ impl Rules {
         Some(Tripped { trip, policy })
     }
 
+    /// Whether some step that went wrong would be passed over, its state kept.
+    pub fn may_skip(&self) -> bool {
+        let of_spikes = self.spikes.is_some_and(|spikes| spikes.policy == Policy::Skip);
+        self.non_finite == Policy::Skip || of_spikes
+    }
+
     /// How many past steps are worth remembering.
     pub fn window(&self) -> usize {
         self.spikes.map_or(0, |spikes| spikes.window)

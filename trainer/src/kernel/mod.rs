@@ -9,6 +9,7 @@ pub mod attention;
 mod block;
 pub mod cross_entropy;
 mod dispatch;
+pub mod distillation;
 pub mod element;
 pub mod embedding;
 pub mod error;

@@ -26,8 +26,8 @@ pub use memory::peak_resident_bytes;
 pub use mfu::mfu;
 pub use progress::Progress;
 pub use record::{
-    Communication, EvalRecord, MemoryByCategory, OperationCount, Phase, Record, RewindRecord,
-    StepRecord, Trip,
+    Communication, DistillRecord, EvalRecord, MemoryByCategory, OperationCount, Phase, Record,
+    RewindRecord, StepRecord, Trip,
 };
 pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;

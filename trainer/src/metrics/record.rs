@@ -124,9 +124,22 @@ pub struct StepRecord {
     /// Model FLOPs since the run began, this step included, over all ranks.
     #[serde(deserialize_with = "nan_from_null")]
     pub total_flops: f64,
+    /// A teacher's part, where one counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distill: Option<Box<DistillRecord>>,
     /// Why the step counts without its update, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub skipped: Option<Trip>,
+}
+
+/// A teacher's part in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DistillRecord {
+    /// Mean divergence from its predictions over the global batch's valid tokens, in nats.
+    #[serde(deserialize_with = "nan_from_null")]
+    pub loss: f64,
+    /// Its weight in the gradient; the cross-entropy has what is left.
+    pub weight: f64,
 }
 
 /// Calls between ranks, as one rank saw them.
@@ -180,9 +193,10 @@ pub struct MemoryByCategory {
     pub optimizer_state: u64,
     /// What waited for its backward at the end of a forward.
     pub activations: u64,
-    /// Gathered working copies, and gradients on their way.
+    /// Gathered working copies, gradients on their way, and what travels of parameters that their
+    /// rule takes whole.
     pub buffers: u64,
-    /// Copies of values that are saved in the background.
+    /// Copies of values that are saved in the background, and of the last good state.
     #[serde(default)]
     pub snapshot: u64,
 }
@@ -244,6 +258,7 @@ pub struct RewindRecord {
 /// One line of `metrics.jsonl`; the key `kind` says which.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "one exists at a time, and nearly all are steps")]
 pub enum Record<'a> {
     /// A training step.
     Step(Cow<'a, StepRecord>),

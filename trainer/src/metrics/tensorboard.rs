@@ -133,6 +133,10 @@ fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
         ("cost/peak_memory_bytes".to_string(), record.peak_memory_bytes as f64),
     ];
     scalars.extend(record.energy_joules.map(|joules| ("cost/energy_joules".to_string(), joules)));
+    if let Some(distill) = &record.distill {
+        scalars.push(("train/distill_loss".to_string(), distill.loss));
+        scalars.push(("train/distill_weight".to_string(), distill.weight));
+    }
     let Communication { seconds, exposed_seconds, operations } = &record.communication;
     scalars.push(("communication/seconds".to_string(), *seconds));
     scalars.push(("communication/exposed_seconds".to_string(), *exposed_seconds));

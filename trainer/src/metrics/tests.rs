@@ -59,6 +59,7 @@ fn step_record(step: u64) -> StepRecord {
         },
         memory_bytes: MemoryByCategory { parameters: 68 << 20, ..MemoryByCategory::default() },
         total_flops: 1e20,
+        distill: None,
         skipped: None,
     }
 }

@@ -19,6 +19,12 @@ const GELU_CUBIC: f64 = 0.044_715;
 /// - `up`: `[N, 2 F]` (gate, then up) for `SwiGLU`, `[N, F]` for GELU; returns `[N, F]`;
 ///   compute dtype, evaluated in the accumulation dtype and rounded once
 pub fn forward(compute: &Compute, mlp: Mlp, up: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused(activated_columns(mlp, up)) {
+        return match mlp {
+            Mlp::SwiGlu => fused.swiglu_forward(up),
+            Mlp::Gelu => fused.gelu_forward(up),
+        };
+    }
     if compute.has_kernels() {
         return forward_kernel(compute, mlp, up);
     }
@@ -35,6 +41,12 @@ pub fn forward(compute: &Compute, mlp: Mlp, up: &Tensor) -> Tensor {
 
 /// The gradient of `up` for the gradient `d_act` of the activation; shapes as in [`forward`].
 pub fn backward(compute: &Compute, mlp: Mlp, up: &Tensor, d_act: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused(activated_columns(mlp, up)) {
+        return match mlp {
+            Mlp::SwiGlu => fused.swiglu_backward(up, d_act),
+            Mlp::Gelu => fused.gelu_backward(up, d_act),
+        };
+    }
     if compute.has_kernels() {
         return backward_kernel(compute, mlp, up, d_act);
     }

@@ -1,15 +1,18 @@
-//! One pre-norm transformer block, forward and backward, and what is kept in between.
+//! One transformer block, forward and backward, and what is kept in between.
 //!
-//! `x2 = x + W_o attention(norm(x))`, `y = x2 + W_down act(W_up norm(x2))`.
+//! Pre-norm: `x2 = x + W_o attention(norm(x))`, `y = x2 + W_down act(W_up norm(x2))`; other forms of
+//! the residual stream are in [`super::residual`].
 //! B batch, S sequence, R = B * S rows, D hidden, F mlp.
 
 use tch::Tensor;
 
 use super::activation;
 use super::attention::{Attention, AttentionOutput};
+use super::branch::{Entry, Join, Joined, put_scalar};
 use super::compute::Compute;
 use super::config::Mlp;
-use super::norm::{Norm, NormStatistics};
+use super::norm::NormStatistics;
+use super::ramp::{Mask, masked};
 use super::rotary::{Rotary, Turn};
 use super::units::Projection;
 use super::views::{Grads, Weights};
@@ -25,25 +28,36 @@ pub enum Recompute {
     Block,
 }
 
+/// One branch of a block: how it begins, what stands before its last map, and how it ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Branch {
+    /// Before the first map.
+    pub before: Entry,
+    /// Before the last map.
+    pub inside: Entry,
+    /// The last map's way to the residual stream.
+    pub join: Join,
+}
+
 /// One block of a model: sizes and places of its parameters, no tensors of its own.
 #[derive(Debug)]
 pub struct Block {
-    /// The norm before attention.
-    pub norm_attention: Norm,
+    /// The branch with attention.
+    pub attention: Branch,
     /// x to q, k, v.
     pub qkv: Projection,
     /// Attention to the residual stream.
     pub output: Projection,
-    /// The norm before the feed-forward part.
-    pub norm_mlp: Norm,
+    /// The feed-forward branch.
+    pub mlp: Branch,
     /// x to the hidden layer.
     pub up: Projection,
     /// Hidden layer to the residual stream.
     pub down: Projection,
+    /// Before the activation.
+    pub activated: Entry,
     /// The activation between.
-    pub mlp: Mlp,
-    /// The factor on what attention and the feed-forward part add to the residual stream.
-    pub residual: f64,
+    pub activation: Mlp,
 }
 
 /// What one micro-batch brings to every block.
@@ -55,6 +69,8 @@ pub struct Pass<'a> {
     pub attention: Attention<'a>,
     /// The rotary tables, in families that rotate.
     pub rotary: Option<&'a Rotary>,
+    /// What is masked in the block at hand.
+    pub mask: Mask<'a>,
 }
 
 /// Kept from a block's forward: its input, and the inner values unless the whole is recomputed.
@@ -70,29 +86,43 @@ impl Saved {
         let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         let Some(inner) = &self.inner else { return bytes(&self.x) };
         let whole = [&self.x, &inner.qkv, &inner.attention.out, &inner.x2, &inner.up];
-        let kept = [&inner.h_attention, &inner.h_mlp, &inner.act];
-        whole.into_iter().chain(kept.into_iter().flatten()).map(bytes).sum()
+        let entries = [&inner.h_attention, &inner.o_attention, &inner.h_mlp, &inner.o_mlp];
+        let kept = entries.into_iter().map(|entry| &entry.value).chain([&inner.act]).flatten();
+        let joined = inner.joined_attention.tensors().chain(inner.joined_mlp.tensors());
+        whole.into_iter().chain(kept).chain(joined).map(bytes).sum()
     }
+}
+
+/// What is kept of an [`Entry`].
+#[derive(Debug)]
+struct Entered {
+    /// Its result; none where it is its input, and dropped under [`Recompute::Elementwise`].
+    value: Option<Tensor>,
+    statistics: Option<NormStatistics>,
 }
 
 /// The values inside a block that its backward reads.
 #[derive(Debug)]
 struct Inner {
-    /// `norm(x)` `[R, D]`; dropped under [`Recompute::Elementwise`].
-    h_attention: Option<Tensor>,
-    statistics_attention: NormStatistics,
+    /// What q, k and v are of `[R, D]`.
+    h_attention: Entered,
     /// Rotated q, k and v `[R, (N + 2 K) H]`.
     qkv: Tensor,
     attention: AttentionOutput,
+    /// What the output map reads `[R, N H]`.
+    o_attention: Entered,
+    joined_attention: Joined,
     /// The residual stream between the two halves `[R, D]`.
     x2: Tensor,
-    /// `norm(x2)` `[R, D]`; dropped under [`Recompute::Elementwise`].
-    h_mlp: Option<Tensor>,
-    statistics_mlp: NormStatistics,
+    /// What the hidden layer is of `[R, D]`.
+    h_mlp: Entered,
     /// The hidden layer before its activation `[R, 2 F]` or `[R, F]`.
     up: Tensor,
     /// The hidden layer after it `[R, F]`; dropped under [`Recompute::Elementwise`].
     act: Option<Tensor>,
+    /// What the down map reads `[R, F]`.
+    o_mlp: Entered,
+    joined_mlp: Joined,
 }
 
 impl Block {
@@ -107,11 +137,16 @@ impl Block {
         x: Tensor,
         recompute: Recompute,
     ) -> (Tensor, Saved) {
-        let mut inner = self.inner(pass, weights, &x);
-        let act = inner.act.as_ref().expect("just computed");
-        let y = self.add(&self.down, (pass.compute, weights), act, &inner.x2);
+        let (mut inner, o) = self.inner(pass, weights, &x);
+        let params = (pass.compute, weights);
+        let join = self.mlp.join.times(pass.mask.branch);
+        let (y, joined) = join.forward(params, &self.down, &o, &inner.x2);
+        inner.joined_mlp = joined;
         if recompute == Recompute::Elementwise {
-            (inner.h_attention, inner.h_mlp, inner.act) = (None, None, None);
+            inner.act = None;
+            for entered in inner.entered() {
+                entered.value = None;
+            }
         }
         let inner = (recompute != Recompute::Block).then_some(inner);
         (y, Saved { x, inner })
@@ -124,102 +159,174 @@ impl Block {
     pub fn backward(
         &self,
         pass: &Pass<'_>,
-        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        params: (&Weights<'_>, &Grads<'_>),
         saved: Saved,
         dy: Tensor,
     ) -> Tensor {
         let Saved { x, inner } = saved;
-        let mut inner = inner.unwrap_or_else(|| self.inner(pass, weights, &x));
-        let dx2 = self.backward_mlp(pass.compute, (weights, grads), &mut inner, &dy);
+        let mut inner = inner.unwrap_or_else(|| self.whole_inner(pass, params.0, &x));
+        let (dx2, gain_mlp) = self.backward_mlp(pass, params, &mut inner, &dy);
         drop(dy);
-        self.backward_attention(pass, (weights, grads), (&x, inner), &dx2)
+        let (dx, gain_attention) = self.backward_attention(pass, params, (&x, inner), &dx2);
+        self.put_gains(pass.compute, params.1, [gain_attention, gain_mlp]);
+        dx
     }
 
-    /// `stream + residual * projection(x)`.
-    fn add(
-        &self,
-        projection: &Projection,
-        (compute, weights): (&Compute, &Weights<'_>),
-        x: &Tensor,
-        stream: &Tensor,
-    ) -> Tensor {
-        if self.residual == 1.0 {
-            return projection.forward_add(compute, weights, x, stream);
+    /// The gradients of the learned factors, which may be one.
+    fn put_gains(&self, compute: &Compute, grads: &Grads<'_>, gains: [Option<Tensor>; 2]) {
+        let [Some(attention), Some(mlp)] = gains else { return };
+        match (self.attention.join.gain, self.mlp.join.gain) {
+            (Some(first), Some(second)) if first == second => {
+                put_scalar(compute, grads, first, &(attention + mlp));
+            }
+            (Some(first), Some(second)) => {
+                put_scalar(compute, grads, first, &attention);
+                put_scalar(compute, grads, second, &mlp);
+            }
+            _ => unreachable!("gradients come from learned factors"),
         }
-        stream + projection.forward(compute, weights, x) * self.residual
-    }
-
-    /// A gradient of the residual stream as what a layer added sees it.
-    fn scaled(&self, gradient: &Tensor) -> Tensor {
-        if self.residual == 1.0 { gradient.shallow_clone() } else { gradient * self.residual }
     }
 
     fn backward_mlp(
         &self,
-        compute: &Compute,
-        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        pass: &Pass<'_>,
+        params: (&Weights<'_>, &Grads<'_>),
         inner: &mut Inner,
         dy: &Tensor,
-    ) -> Tensor {
-        let params = (weights, grads);
+    ) -> (Tensor, Option<Tensor>) {
+        let compute = pass.compute;
+        let join = self.mlp.join.times(pass.mask.branch);
+        let parted = join.backward(compute, params, &inner.joined_mlp, dy);
+        let (up, _) = self.activated.forward(compute, params.0, &inner.up);
         let act = inner.act.take();
-        let act = act.unwrap_or_else(|| activation::forward(compute, self.mlp, &inner.up));
-        let d_act = self.down.backward(compute, params, &act, &self.scaled(dy));
-        drop(act);
-        let d_up = activation::backward(compute, self.mlp, &inner.up, &d_act);
-        drop(d_act);
-        let h = inner.h_mlp.take();
-        let h = h.unwrap_or_else(|| self.norm_mlp.forward(compute, weights, &inner.x2).0);
+        let act = act.unwrap_or_else(|| activation::forward(compute, self.activation, &up));
+        let act = masked(&act, pass.mask.neurons);
+        let inside = &self.mlp.inside;
+        let o = inner.o_mlp.take((compute, params.0), inside, &act);
+        let d_o = self.down.backward(compute, params, &o, &parted.branch);
+        drop(o);
+        let statistics = inner.o_mlp.statistics.as_ref();
+        let d_act = inside.backward(compute, params, (&act, statistics), &d_o, None);
+        drop((act, d_o));
+        let d_act = masked(&d_act, pass.mask.neurons);
+        let d_up = activation::backward(compute, self.activation, &up, &d_act);
+        drop((up, d_act));
+        let d_up = self.activated.backward(compute, params, (&inner.up, None), &d_up, None);
+        let h = inner.h_mlp.take((compute, params.0), &self.mlp.before, &inner.x2);
         let dh = self.up.backward(compute, params, &h, &d_up);
-        let input = (&inner.x2, &inner.statistics_mlp);
-        self.norm_mlp.backward(compute, params, input, &dh, Some(dy))
+        let input = (&inner.x2, inner.h_mlp.statistics.as_ref());
+        let dx2 = self.mlp.before.backward(compute, params, input, &dh, Some(&parted.stream));
+        (dx2, parted.gain)
     }
 
     fn backward_attention(
         &self,
         pass: &Pass<'_>,
         params: (&Weights<'_>, &Grads<'_>),
-        (x, inner): (&Tensor, Inner),
+        (x, mut inner): (&Tensor, Inner),
         dx2: &Tensor,
-    ) -> Tensor {
+    ) -> (Tensor, Option<Tensor>) {
         let compute = pass.compute;
-        let d_sum = self.scaled(dx2);
-        let d_out = self.output.backward(compute, params, &inner.attention.out, &d_sum);
-        drop(d_sum);
+        let join = self.attention.join.times(pass.mask.branch);
+        let parted = join.backward(compute, params, &inner.joined_attention, dx2);
+        let inside = &self.attention.inside;
+        let out = masked(&inner.attention.out, pass.mask.heads);
+        let o = inner.o_attention.take((compute, params.0), inside, &out);
+        let d_o = self.output.backward(compute, params, &o, &parted.branch);
+        drop(o);
+        let statistics = inner.o_attention.statistics.as_ref();
+        let d_out = inside.backward(compute, params, (&out, statistics), &d_o, None);
+        drop((out, d_o));
+        let d_out = masked(&d_out, pass.mask.heads);
         let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
         if let Some(rotary) = pass.rotary {
             rotary.turn(compute, &mut d_qkv, &pass.attention, Turn::Backward);
         }
-        let h = inner.h_attention;
-        let h = h.unwrap_or_else(|| self.norm_attention.forward(compute, params.0, x).0);
+        let before = &self.attention.before;
+        let h = inner.h_attention.take((compute, params.0), before, x);
         let dh = self.qkv.backward(compute, params, &h, &d_qkv);
-        let input = (x, &inner.statistics_attention);
-        self.norm_attention.backward(compute, params, input, &dh, Some(dx2))
+        let input = (x, inner.h_attention.statistics.as_ref());
+        let dx = before.backward(compute, params, input, &dh, Some(&parted.stream));
+        (dx, parted.gain)
     }
 
-    fn inner(&self, pass: &Pass<'_>, weights: &Weights<'_>, x: &Tensor) -> Inner {
+    /// The inner values with those that come with the block's output, where a backward reads them.
+    fn whole_inner(&self, pass: &Pass<'_>, weights: &Weights<'_>, x: &Tensor) -> Inner {
+        let (mut inner, o) = self.inner(pass, weights, x);
+        if self.mlp.join.keeps() {
+            let params = (pass.compute, weights);
+            let join = self.mlp.join.times(pass.mask.branch);
+            inner.joined_mlp = join.forward(params, &self.down, &o, &inner.x2).1;
+        }
+        inner
+    }
+
+    /// The inner values up to what the last map reads, which is returned too.
+    fn inner(&self, pass: &Pass<'_>, weights: &Weights<'_>, x: &Tensor) -> (Inner, Tensor) {
         let compute = pass.compute;
-        let (h_attention, statistics_attention) = self.norm_attention.forward(compute, weights, x);
-        let mut qkv = self.qkv.forward(compute, weights, &h_attention);
+        let params = (compute, weights);
+        let (h, h_attention) = Entered::new(params, &self.attention.before, x);
+        let mut qkv = self.qkv.forward(compute, weights, &h);
+        drop(h);
         if let Some(rotary) = pass.rotary {
             rotary.turn(compute, &mut qkv, &pass.attention, Turn::Forward);
         }
         let attention = pass.attention.forward(compute, &qkv);
-        let x2 = self.add(&self.output, (compute, weights), &attention.out, x);
-        let (h_mlp, statistics_mlp) = self.norm_mlp.forward(compute, weights, &x2);
-        let up = self.up.forward(compute, weights, &h_mlp);
-        let act = activation::forward(compute, self.mlp, &up);
-        Inner {
-            h_attention: Some(h_attention),
-            statistics_attention,
+        let out = masked(&attention.out, pass.mask.heads);
+        let (o, o_attention) = Entered::new(params, &self.attention.inside, &out);
+        let join = self.attention.join.times(pass.mask.branch);
+        let (x2, joined_attention) = join.forward(params, &self.output, &o, x);
+        drop((out, o));
+        let (h, h_mlp) = Entered::new(params, &self.mlp.before, &x2);
+        let up = self.up.forward(compute, weights, &h);
+        drop(h);
+        let (biased, _) = self.activated.forward(compute, weights, &up);
+        let act = activation::forward(compute, self.activation, &biased);
+        let out = masked(&act, pass.mask.neurons);
+        let (o, o_mlp) = Entered::new(params, &self.mlp.inside, &out);
+        let inner = Inner {
+            h_attention,
             qkv,
             attention,
+            o_attention,
+            joined_attention,
             x2,
-            h_mlp: Some(h_mlp),
-            statistics_mlp,
+            h_mlp,
             up,
             act: Some(act),
-        }
+            o_mlp,
+            joined_mlp: Joined::default(),
+        };
+        (inner, o)
+    }
+}
+
+impl Inner {
+    fn entered(&mut self) -> [&mut Entered; 4] {
+        [&mut self.h_attention, &mut self.o_attention, &mut self.h_mlp, &mut self.o_mlp]
+    }
+}
+
+impl Entered {
+    fn new(
+        (compute, weights): (&Compute, &Weights<'_>),
+        entry: &Entry,
+        x: &Tensor,
+    ) -> (Tensor, Self) {
+        let (h, statistics) = entry.forward(compute, weights, x);
+        let value = (!entry.is_identity()).then(|| h.shallow_clone());
+        (h, Self { value, statistics })
+    }
+
+    /// The result, computed again where it was not kept.
+    fn take(
+        &mut self,
+        (compute, weights): (&Compute, &Weights<'_>),
+        entry: &Entry,
+        x: &Tensor,
+    ) -> Tensor {
+        let kept = self.value.take();
+        kept.unwrap_or_else(|| entry.forward(compute, weights, x).0)
     }
 }

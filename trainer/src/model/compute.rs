@@ -5,6 +5,8 @@ use std::fmt;
 
 use tch::{Device, Kind, Tensor};
 
+use super::fp8::Fp8;
+use crate::cuda::Fused;
 use crate::kernel::attention::{Level, Workspace};
 use crate::kernel::matrix::Multiplier;
 use crate::kernel::pool::Pool;
@@ -33,6 +35,10 @@ pub struct Compute {
     pub products: Products,
     /// The attention kernel's scratch memory; borrowed for the duration of a kernel call.
     pub(crate) attention: RefCell<Workspace>,
+    /// Which products are of 8-bit numbers.
+    pub fp8: Fp8,
+    /// The kernels of the layers' element-wise work, on a GPU that has them.
+    fused: Option<Fused>,
     /// The kernel of products with its memory, where this processor has it; borrowed likewise.
     pub(crate) multiplier: RefCell<Option<Multiplier>>,
 }
@@ -49,7 +55,31 @@ impl Compute {
             _ => Products::Native,
         };
         let multiplier = RefCell::new(multiplier);
-        Self { device, kind, pool, products, attention, multiplier }
+        Self { device, kind, pool, products, attention, fp8: Fp8::Off, fused: None, multiplier }
+    }
+
+    /// The same with kernels for the element-wise work, which must be those of its dtype and device.
+    #[must_use]
+    pub fn with_fused(mut self, fused: Option<Fused>) -> Self {
+        self.fused = fused;
+        self
+    }
+
+    /// The same with some products of 8-bit numbers.
+    #[must_use]
+    pub fn with_fp8(mut self, fp8: Fp8) -> Self {
+        self.fp8 = fp8;
+        self
+    }
+
+    /// The kernels that take rows of any length, if there are some.
+    pub(crate) fn fused_anywhere(&self) -> Option<&Fused> {
+        self.fused.as_ref()
+    }
+
+    /// The kernels for rows of so many elements, if there are some.
+    pub(crate) fn fused(&self, columns: i64) -> Option<&Fused> {
+        self.fused.as_ref().filter(|fused| fused.takes(columns))
     }
 
     /// Threads that the CPU kernels run on.
@@ -98,9 +128,10 @@ fn multiplies_bf16() -> bool {
 
 impl fmt::Debug for Compute {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, kind, pool, products, attention: _, multiplier: _ } = self;
+        let Self { device, kind, pool, products, fp8, fused, attention: _, multiplier: _ } = self;
         let threads = pool.num_threads();
-        write!(formatter, "Compute {{ {device:?}, {kind:?}, {products:?}, {threads} threads }}")
+        write!(formatter, "Compute {{ {device:?}, {kind:?}, {products:?}, fp8 {fp8:?}, ")?;
+        write!(formatter, "{fused:?}, {threads} threads }}")
     }
 }
 

@@ -9,6 +9,7 @@ mod tests;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use super::residual::{BranchGain, NormPlacement, ResidualForm};
 pub use super::rope_scaling::RopeScaling;
 pub use super::scaling::{Parametrization, Scaling};
 pub use spec::{DecoderSpec, Mlp, NormKind, Position};
@@ -124,6 +125,9 @@ pub struct LlamaConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// The form of the residual stream.
+    #[serde(default, skip_serializing_if = "ResidualForm::is_plain")]
+    pub residual: ResidualForm,
     /// How initial values, updates and multipliers depend on the size.
     #[serde(default)]
     pub parametrization: Parametrization,
@@ -158,6 +162,9 @@ pub struct Gpt2Config {
     pub layer_norm_epsilon: f64,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// The form of the residual stream.
+    #[serde(default, skip_serializing_if = "ResidualForm::is_plain")]
+    pub residual: ResidualForm,
 }
 
 impl ModelConfig {
@@ -221,6 +228,7 @@ impl LlamaConfig {
             mlp: Mlp::SwiGlu,
             bias: false,
             tied: self.tie_word_embeddings,
+            residual: self.residual,
             scaling: self.scaling(),
             writer_layers: self.base_num_hidden_layers.unwrap_or(self.num_hidden_layers),
             max_positions: self.max_position_embeddings,
@@ -267,6 +275,7 @@ impl LlamaConfig {
         for (key, value) in [
             ("rms_norm_eps", self.rms_norm_eps),
             ("rope_theta", self.rope_theta),
+            ("residual.skip", self.residual.skip),
             ("initializer_range", self.initializer_range),
         ] {
             found.extend(not_positive(key, value, format!("{value:?}")));
@@ -319,6 +328,7 @@ impl Gpt2Config {
             mlp: Mlp::Gelu,
             bias: true,
             tied: true,
+            residual: self.residual,
             scaling: Scaling::standard(self.n_embd / self.n_head.max(1)),
             writer_layers: self.n_layer,
             max_positions: self.n_positions,
@@ -340,6 +350,7 @@ impl Gpt2Config {
         }
         for (key, value) in [
             ("layer_norm_epsilon", self.layer_norm_epsilon),
+            ("residual.skip", self.residual.skip),
             ("initializer_range", self.initializer_range),
         ] {
             found.extend(not_positive(key, value, format!("{value:?}")));

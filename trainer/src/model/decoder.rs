@@ -2,16 +2,18 @@
 //! parameters: whoever runs it passes the unit in question to each call.
 
 use super::attention::Attention;
-use super::block::{Block, Pass, Recompute};
+use super::block::{Block, Branch, Pass, Recompute};
+use super::branch::{Entry, Join};
 use super::compute::Compute;
 use super::config::{DecoderSpec, ModelConfig, Position};
 use super::embedding::Positions;
 use super::head::Head;
 use super::norm::Norm;
+use super::ramp::{Mask, Masks, Ramp};
 use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
 use super::segments::Segments;
-use super::units::{NormIndex, UnitMap, UnitSpec};
+use super::units::{BranchIndex, UnitMap, UnitSpec};
 use crate::kernel::cross_entropy::Terms;
 
 /// How a model runs, beside what it is.
@@ -38,13 +40,15 @@ pub struct Decoder {
     pub recompute: Recompute,
     rotary: Option<Rotary>,
     units: Vec<UnitSpec>,
+    ramp: Option<Ramp>,
+    masks: Option<Masks>,
 }
 
 impl Decoder {
     /// The layers of a model.
     pub fn new(compute: &Compute, config: &ModelConfig, options: RunOptions) -> Self {
         let spec = config.spec();
-        let UnitMap { units, block } = UnitMap::new(config);
+        let UnitMap { units, block, head } = UnitMap::new(config);
         let norm = |index| Norm { kind: spec.norm, eps: spec.eps, index };
         let rotary = match spec.position {
             Position::Rotary { theta, scaling } => {
@@ -53,29 +57,62 @@ impl Decoder {
             }
             Position::Learned { .. } => None,
         };
-        let last = &units.last().expect("a model has units").params;
-        let bias = last.iter().position(|param| param.name.ends_with("bias"));
-        // Tied, the output matrix is the token embedding, parameter 0 of unit 0; else it is the
-        // last parameter of the head's own unit.
-        let output = Head::output_at(if spec.tied { 0 } else { last.len() - 1 });
         let head = Head {
-            norm: norm(NormIndex { weight: 0, bias }),
-            output,
+            entry: Entry { norm: head.norm.map(norm), bias: head.bias },
+            // Tied, the output matrix is the token embedding, parameter 0 of unit 0.
+            output: Head::output_at(head.output.unwrap_or(0)),
             rows: options.logits_rows as i64,
             multiplier: spec.scaling.logits(),
             terms: Terms::default(),
         };
+        let branch = |index: BranchIndex| Branch {
+            before: Entry { norm: index.norm_before.map(norm), bias: index.bias_before },
+            inside: Entry { norm: index.norm_inside.map(norm), bias: index.bias_inside },
+            join: Join {
+                skip: spec.residual.skip,
+                factor: spec.scaling.residual(),
+                gain: index.gain,
+                norm: index.norm_after.map(norm),
+            },
+        };
         let block = Block {
-            norm_attention: norm(block.norm_attention),
+            attention: branch(block.attention),
             qkv: block.qkv,
             output: block.output,
-            norm_mlp: norm(block.norm_mlp),
+            mlp: branch(block.mlp),
             up: block.up,
             down: block.down,
-            mlp: spec.mlp,
-            residual: spec.scaling.residual(),
+            activated: Entry { norm: None, bias: block.bias_activation },
+            activation: spec.mlp,
         };
-        Self { block, head, recompute: options.recompute, rotary, units, spec }
+        Self {
+            block,
+            head,
+            recompute: options.recompute,
+            rotary,
+            units,
+            spec,
+            ramp: None,
+            masks: None,
+        }
+    }
+
+    /// With masks that rise over a run's steps, at first as they are after `step` of them.
+    #[must_use]
+    pub fn with_ramp(mut self, compute: &Compute, ramp: Option<Ramp>, step: u64) -> Self {
+        self.ramp = ramp;
+        self.mask_at(compute, step);
+        self
+    }
+
+    /// Sets the masks to what they are after `step` steps.
+    pub fn mask_at(&mut self, compute: &Compute, step: u64) {
+        self.masks = self.ramp.as_ref().and_then(|ramp| ramp.masks(compute, &self.spec, step));
+    }
+
+    /// A pass through one of the blocks, under its masks.
+    pub fn through<'a>(&'a self, pass: &Pass<'a>, layer: usize) -> Pass<'a> {
+        Pass { mask: self.masks.as_ref().map_or(Mask::NONE, |masks| masks.of(layer)), ..*pass }
     }
 
     /// The units in execution order: embedding, blocks, head.
@@ -105,6 +142,6 @@ impl Decoder {
         segments: Option<&'a Segments>,
     ) -> Pass<'a> {
         let attention = Attention::new(&self.spec, shape, segments);
-        Pass { compute, attention, rotary: self.rotary.as_ref() }
+        Pass { compute, attention, rotary: self.rotary.as_ref(), mask: Mask::NONE }
     }
 }

@@ -83,6 +83,15 @@ pub fn backward(
     let mut target = Grads { accumulate: token_grads, ..*grads }.open(compute, TOKENS);
     let learned = positions.are_learned();
     let mut d_positions = learned.then(|| grads.open(compute, POSITIONS).narrow(0, 0, s));
+    if let Some(fused) = compute.fused(dx.size()[1]) {
+        fused.add_rows(&mut target, &ids, dx);
+        if let (Some(table), Some(listed)) = (&mut d_positions, positions.listed()) {
+            fused.add_rows(table, listed, dx);
+        } else if let Some(table) = &mut d_positions {
+            add_sequences(compute, table, dx, (b, s));
+        }
+        return;
+    }
     if compute.has_kernels() {
         let sums = (&mut target, d_positions.as_mut());
         return add_rows_kernel(compute, sums, positions.listed(), (&ids, dx));
@@ -93,10 +102,15 @@ pub fn backward(
     if let Some(listed) = positions.listed() {
         let _ = d_positions.index_add_(0, listed, &wide);
     } else {
-        let rows = dx.view([b, s, -1]);
-        let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
-        let _ = d_positions.g_add_(&sum);
+        add_sequences(compute, &mut d_positions, dx, (b, s));
     }
+}
+
+/// Adds each sequence of `dx` `[B * S, D]` to a table `[S, D]`.
+fn add_sequences(compute: &Compute, table: &mut Tensor, dx: &Tensor, (b, s): (i64, i64)) {
+    let rows = dx.view([b, s, -1]);
+    let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
+    let _ = table.g_add_(&sum);
 }
 
 fn forward_kernel(

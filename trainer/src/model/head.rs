@@ -3,9 +3,11 @@
 
 use tch::{Kind, Tensor};
 
+use super::branch::Entry;
 use super::compute::{Compute, per_element};
 use super::draw::labels;
-use super::norm::{Norm, NormStatistics};
+use super::lesson::Lesson;
+use super::norm::NormStatistics;
 use super::units::{Orientation, Projection};
 use super::views::{Accumulate, Grads, Weights};
 use crate::kernel::{cross_entropy as kernel, view};
@@ -13,8 +15,8 @@ use crate::kernel::{cross_entropy as kernel, view};
 /// The final norm and the output matrix, which is the token embedding itself when tied.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The norm before the output product.
-    pub norm: Norm,
+    /// What stands before the output product.
+    pub entry: Entry,
     /// The output matrix `[V, D]` in its unit.
     pub output: Projection,
     /// Rows of logits held at once.
@@ -44,10 +46,26 @@ pub struct HeadGrads<'a> {
     pub output: Grads<'a>,
 }
 
+/// What predictions are held against.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels<'a> {
+    /// `[N]` i64, [`kernel::IGNORED_TARGET`] for none.
+    pub targets: &'a Tensor,
+    /// `[N]` f64, uniform numbers by which labels are drawn from the model's own predictions.
+    pub draws: Option<&'a Tensor>,
+    /// What a teacher says, which then counts in the gradient.
+    pub lesson: Option<&'a Lesson>,
+}
+
 impl Head {
     /// The output matrix at `index` of its unit.
     pub fn output_at(index: usize) -> Projection {
-        Projection { weights: index..index + 1, bias: None, orientation: Orientation::OutIn }
+        Projection {
+            weights: index..index + 1,
+            bias: None,
+            orientation: Orientation::OutIn,
+            may_be_fp8: false,
+        }
     }
 
     /// The summed cross-entropy over all positions that count, forward only.
@@ -70,18 +88,19 @@ impl Head {
         sum
     }
 
-    /// The summed cross-entropy with `terms` and the gradient of `x`; adds the head's own gradients to
-    /// `grads`. With `draws`, uniform numbers, without them, against labels drawn by these from the
-    /// model's predictions.
+    /// The summed cross-entropy with [`Head::terms`] and the gradient of `x`; adds the head's own
+    /// gradients to `grads`. With draws, without the terms and against labels drawn by them from the
+    /// model's predictions; with a lesson, without the terms too, the gradient is that of the mixture
+    /// with the teacher, whose part of the loss goes to the lesson.
     ///
     /// # Shapes
-    /// - `x`: `[N, D]`, `targets`: `[N]` i64, `draws`: `[N]` f64; returns a scalar f64 on the device and `[N, D]`
+    /// - `x`: `[N, D]`; returns a scalar f64 on the device and `[N, D]`
     pub fn loss_and_backward(
         &self,
         compute: &Compute,
         (weights, grads): (&HeadWeights<'_>, &HeadGrads<'_>),
         x: &Tensor,
-        (targets, draws): (&Tensor, Option<&Tensor>),
+        Labels { targets, draws, lesson }: Labels<'_>,
     ) -> (Tensor, Tensor) {
         let (h, statistics) = self.scaled_norm(compute, weights, x);
         let mut sum = Tensor::zeros([], (Kind::Double, compute.device));
@@ -89,24 +108,31 @@ impl Head {
         let mut output_grads = grads.output;
         let terms = if draws.is_none() { self.terms } else { kernel::Terms::default() };
         let mut draws = draws.map(|draws| self.chunks(draws));
+        let mut taught = lesson.map(|lesson| self.chunks(&lesson.hidden));
         for ((h, targets), mut dh) in
             self.chunks(&h).zip(self.chunks(targets)).zip(self.chunks(&dh))
         {
             let mut logits = self.output.forward(compute, &weights.output, &h);
             let drawn = draws.as_mut().and_then(Iterator::next);
             let drawn = drawn.map(|draws| labels(compute, &logits, &targets, &draws));
-            let counts = targets.not_equal(kernel::IGNORED_TARGET);
             let targets = match drawn {
-                Some(drawn) => drawn.where_self(&counts, &targets),
+                Some(drawn) => {
+                    drawn.where_self(&targets.not_equal(kernel::IGNORED_TARGET), &targets)
+                }
                 None => targets,
             };
-            sum += loss_and_grad(compute, &mut logits, &targets, terms);
+            sum += match (lesson, taught.as_mut().and_then(Iterator::next)) {
+                (Some(lesson), Some(hidden)) => {
+                    lesson.loss_and_grad(compute, &mut logits, (&hidden, &targets))
+                }
+                _ => loss_and_grad(compute, &mut logits, &targets, terms),
+            };
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
             output_grads.accumulate = Accumulate::Add;
         }
         let dh = if self.multiplier == 1.0 { dh } else { dh * self.multiplier };
         let params = (&weights.norm, &grads.norm);
-        (sum, self.norm.backward(compute, params, (x, &statistics), &dh, None))
+        (sum, self.entry.backward(compute, params, (x, statistics.as_ref()), &dh, None))
     }
 
     /// The logits of all rows of `x`, for sampling and tests.
@@ -114,8 +140,15 @@ impl Head {
     /// # Shapes
     /// - `x`: `[N, D]`; returns `[N, V]` in the compute dtype
     pub fn logits(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
-        let (h, _) = self.scaled_norm(compute, weights, x);
-        self.output.forward(compute, &weights.output, &h)
+        self.output.forward(compute, &weights.output, &self.hidden(compute, weights, x))
+    }
+
+    /// What the output matrix is applied to.
+    ///
+    /// # Shapes
+    /// - `x`: `[N, D]`; returns `[N, D]` in the compute dtype
+    pub fn hidden(&self, compute: &Compute, weights: &HeadWeights<'_>, x: &Tensor) -> Tensor {
+        self.scaled_norm(compute, weights, x).0
     }
 
     /// The normed `x` with the factor on the logits, which the product is linear in.
@@ -124,8 +157,8 @@ impl Head {
         compute: &Compute,
         weights: &HeadWeights<'_>,
         x: &Tensor,
-    ) -> (Tensor, NormStatistics) {
-        let (h, statistics) = self.norm.forward(compute, &weights.norm, x);
+    ) -> (Tensor, Option<NormStatistics>) {
+        let (h, statistics) = self.entry.forward(compute, &weights.norm, x);
         let h = if self.multiplier == 1.0 { h } else { h * self.multiplier };
         (h, statistics)
     }
@@ -147,6 +180,9 @@ fn loss_and_grad(
     targets: &Tensor,
     terms: kernel::Terms,
 ) -> Tensor {
+    if let (Some(fused), true) = (compute.fused_anywhere(), terms == kernel::Terms::default()) {
+        return fused.loss_and_grad(logits, targets);
+    }
     let columns = logits.size()[1] as usize;
     if compute.has_kernels() {
         return per_element!(compute, E => {
@@ -181,6 +217,9 @@ fn loss_and_grad(
 
 /// The summed loss of one chunk.
 fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused_anywhere() {
+        return fused.loss_only(logits, targets);
+    }
     if compute.has_kernels() {
         let columns = logits.size()[1] as usize;
         return per_element!(compute, E => {
@@ -192,15 +231,15 @@ fn loss_only(compute: &Compute, logits: &mut Tensor, targets: &Tensor) -> Tensor
 }
 
 /// The targets of a chunk as tensor operations take them.
-struct Targets {
+pub(super) struct Targets {
     /// `[n, 1]`: token ids; 0 where the target is ignored.
-    ids: Tensor,
+    pub(super) ids: Tensor,
     /// `[n, 1]` bool.
-    ignored: Tensor,
+    pub(super) ignored: Tensor,
 }
 
 impl Targets {
-    fn new(targets: &Tensor) -> Self {
+    pub(super) fn new(targets: &Tensor) -> Self {
         let targets = targets.unsqueeze(-1);
         let ignored = targets.eq(kernel::IGNORED_TARGET);
         Self { ids: targets.masked_fill(&ignored, 0), ignored }
@@ -208,7 +247,7 @@ impl Targets {
 }
 
 /// `sum(logsumexp(row) - row[target])` in f64 over the rows that count.
-fn loss_of(wide: &Tensor, targets: &Targets) -> Tensor {
+pub(super) fn loss_of(wide: &Tensor, targets: &Targets) -> Tensor {
     let chosen = wide.gather(-1, &targets.ids, false);
     let losses = wide.logsumexp([-1i64].as_slice(), true) - chosen;
     losses.masked_fill(&targets.ignored, 0.0).sum(Kind::Double)

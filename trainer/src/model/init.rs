@@ -39,6 +39,17 @@ pub fn fill(seed: u64, param: &ParamSpec, values: &mut [f64]) {
                 *value = kept.expect("the iterator does not end");
             }
         }
+        Init::Stacked { stds } => {
+            let columns = param.shape[1] as usize;
+            let mut rng = generator(seed, &param.name);
+            for (index, pair) in values.chunks_mut(2).enumerate() {
+                let drawn = normal_pair(&mut rng, 1.0);
+                for (offset, value) in pair.iter_mut().enumerate() {
+                    let column = (2 * index + offset) % columns;
+                    *value = drawn[offset] * stds[column * stds.len() / columns];
+                }
+            }
+        }
         Init::Identity { blocks, transposed } => {
             let [first, second] = [param.shape[0] as usize, param.shape[1] as usize];
             let (rows, columns) = if transposed { (second, first) } else { (first, second) };

@@ -4,6 +4,7 @@
 use tch::Tensor;
 
 use super::compute::{Compute, per_element};
+use super::fp8::{self, Fp8};
 use super::units::{Orientation, Projection};
 use super::views::{Grads, Weights};
 use crate::kernel::{accumulate, view};
@@ -15,6 +16,12 @@ impl Projection {
     /// - `x`: `[N, in]`; returns `[N, out]`; both in the compute dtype, products accumulate in f32
     pub fn forward(&self, compute: &Compute, weights: &Weights<'_>, x: &Tensor) -> Tensor {
         let matrix = self.input_by_output(weights);
+        if let Some(product) = self.fp8_product(compute, x, &matrix) {
+            return match self.bias {
+                Some(bias) => product + weights.get(bias),
+                None => product,
+            };
+        }
         match self.bias {
             Some(bias) => compute.product_and_bias(&weights.get(bias), x, &matrix),
             None => compute.product(x, &matrix),
@@ -34,6 +41,13 @@ impl Projection {
     ) -> Tensor {
         let matrix = self.input_by_output(weights);
         let bias = self.bias.map(|bias| weights.get(bias));
+        if let Some(product) = self.fp8_product(compute, x, &matrix) {
+            let base = match bias {
+                Some(bias) => residual + bias,
+                None => residual.shallow_clone(),
+            };
+            return base + product;
+        }
         compute.product_added(residual, (x, &matrix), bias.as_ref())
     }
 
@@ -48,16 +62,28 @@ impl Projection {
         x: &Tensor,
         dy: &Tensor,
     ) -> Tensor {
-        match self.orientation {
-            Orientation::OutIn => grads.add_product(compute, self.weights.clone(), dy, x),
-            Orientation::InOut => grads.add_product(compute, self.weights.clone(), x, dy),
+        let (left, right) = match self.orientation {
+            Orientation::OutIn => (dy, x),
+            Orientation::InOut => (x, dy),
+        };
+        let whole = compute.fp8 == Fp8::Tensor;
+        match whole.then(|| self.fp8_product(compute, &left.tr(), right)).flatten() {
+            Some(product) => grads.add_stacked(compute, self.weights.clone(), &product),
+            None => grads.add_product(compute, self.weights.clone(), left, right),
         }
         if let Some(bias) = self.bias {
             let mut sum = grads.open(compute, bias);
             add_column_sums(compute, dy, &mut sum);
             grads.close(bias, &sum);
         }
-        compute.product(dy, &self.input_by_output(weights).tr())
+        let matrix = self.input_by_output(weights).tr();
+        self.fp8_product(compute, dy, &matrix).unwrap_or_else(|| compute.product(dy, &matrix))
+    }
+
+    /// `a b` of 8-bit numbers, where that is wanted and the shapes allow it.
+    fn fp8_product(&self, compute: &Compute, a: &Tensor, b: &Tensor) -> Option<Tensor> {
+        let wanted = self.may_be_fp8 && compute.fp8 != Fp8::Off && fp8::takes(a, b);
+        wanted.then(|| fp8::product(compute.fp8, a, b))
     }
 
     /// The stacked weight as `[in, out]`: a view.

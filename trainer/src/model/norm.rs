@@ -7,6 +7,7 @@ use super::compute::{Compute, per_element};
 use super::config::NormKind;
 use super::units::NormIndex;
 use super::views::{Grads, Weights};
+use crate::cuda::{Fused, NormInput};
 use crate::kernel::norm::{
     LayerNorm, LayerNormGradients, LayerNormSaved, LayerNormStatistics, RmsNorm, RmsNormSaved,
     Upstream,
@@ -44,6 +45,11 @@ impl Norm {
         weights: &Weights<'_>,
         x: &Tensor,
     ) -> (Tensor, NormStatistics) {
+        if let Some(fused) = compute.fused(x.size()[1]) {
+            let (weight, bias) = self.parameters(weights);
+            let (y, mean, rstd) = fused.norm_forward(x, (&weight, bias.as_ref()), self.eps);
+            return (y, NormStatistics { mean, rstd });
+        }
         if compute.has_kernels() {
             return self.forward_kernel(compute, weights, x);
         }
@@ -72,6 +78,10 @@ impl Norm {
         dy: &Tensor,
         residual: Option<&Tensor>,
     ) -> Tensor {
+        if let Some(fused) = compute.fused(x.size()[1]) {
+            let state = (x, statistics);
+            return self.backward_fused((fused, compute), (weights, grads), state, (dy, residual));
+        }
         if compute.has_kernels() {
             return self.backward_kernel(
                 compute,
@@ -175,6 +185,23 @@ impl Norm {
         dx
     }
 
+    fn backward_fused(
+        &self,
+        (fused, compute): (&Fused, &Compute),
+        (weights, grads): (&Weights<'_>, &Grads<'_>),
+        (x, statistics): (&Tensor, &NormStatistics),
+        (dy, residual): (&Tensor, Option<&Tensor>),
+    ) -> Tensor {
+        let (weight, _) = self.parameters(weights);
+        let (mean, rstd) = (statistics.mean.as_ref(), &statistics.rstd);
+        let found = fused.norm_backward(NormInput { x, weight: &weight, mean, rstd }, dy, residual);
+        put(compute, grads, self.index.weight, &found.d_weight);
+        if let (Some(bias), Some(d_bias)) = (self.index.bias, &found.d_bias) {
+            put(compute, grads, bias, d_bias);
+        }
+        found.dx
+    }
+
     fn parameters(&self, weights: &Weights<'_>) -> (Tensor, Option<Tensor>) {
         (weights.get(self.index.weight), self.index.bias.map(|bias| weights.get(bias)))
     }
@@ -186,7 +213,12 @@ fn row_mean(x: &Tensor) -> Tensor {
 }
 
 fn put_row_sum(compute: &Compute, grads: &Grads<'_>, index: usize, rows: &Tensor) {
+    let sum = rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation());
+    put(compute, grads, index, &sum);
+}
+
+fn put(compute: &Compute, grads: &Grads<'_>, index: usize, gradient: &Tensor) {
     let mut sum = grads.open(compute, index);
-    let _ = sum.g_add_(&rows.sum_dim_intlist([0i64].as_slice(), false, compute.accumulation()));
+    let _ = sum.g_add_(gradient);
     grads.close(index, &sum);
 }

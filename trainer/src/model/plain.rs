@@ -7,10 +7,12 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
-use super::config::{DecoderSpec, Mlp, ModelConfig, NormKind, Position};
+use super::config::{DecoderSpec, Mlp, ModelConfig, Position};
 use super::rope_scaling::frequencies;
 use super::segments::Segments;
-use super::units::{BlockIndex, NormIndex, Orientation, Projection, UnitMap, UnitSpec};
+use super::units::{
+    BlockIndex, BranchIndex, HeadIndex, NormIndex, Orientation, Projection, UnitMap, UnitSpec,
+};
 
 /// A model whose weights are arguments.
 #[derive(Debug)]
@@ -18,6 +20,7 @@ pub struct PlainModel {
     spec: DecoderSpec,
     units: Vec<UnitSpec>,
     block: BlockIndex,
+    head: HeadIndex,
 }
 
 /// The parameters by name; gradients flow to those that require them.
@@ -26,8 +29,8 @@ pub type NamedWeights = BTreeMap<String, Tensor>;
 impl PlainModel {
     /// The function that belongs to a model's config.
     pub fn new(config: &ModelConfig) -> Self {
-        let UnitMap { units, block } = UnitMap::new(config);
-        Self { spec: config.spec(), units, block }
+        let UnitMap { units, block, head } = UnitMap::new(config);
+        Self { spec: config.spec(), units, block, head }
     }
 
     /// Logits of every position.
@@ -63,9 +66,8 @@ impl PlainModel {
         }
         let unit = &self.units[self.units.len() - 1];
         let named = Named { unit, weights };
-        let bias = (self.spec.norm == NormKind::Layer).then_some(1);
-        let h = self.norm(&named, NormIndex { weight: 0, bias }, &x);
-        let output = if self.spec.tied { table } else { named.get(unit.params.len() - 1) };
+        let h = self.entry(&named, (self.head.norm, self.head.bias), &x);
+        let output = self.head.output.map_or(table, |output| named.get(output));
         (h * self.spec.scaling.logits()).matmul(&output.tr())
     }
 
@@ -104,13 +106,15 @@ impl PlainModel {
     }
 
     fn block(&self, named: &Named<'_>, x: &Tensor, segments: &Segments) -> Tensor {
-        let h = self.norm(named, self.block.norm_attention, x);
-        let qkv = named.project(&self.block.qkv, &h);
-        let residual = self.spec.scaling.residual();
-        let attended = self.attention(&qkv, segments);
-        let x = x + named.project(&self.block.output, &attended) * residual;
-        let h = self.norm(named, self.block.norm_mlp, &x);
+        let branch = self.block.attention;
+        let h = self.entry(named, (branch.norm_before, branch.bias_before), x);
+        let attended = self.attention(&named.project(&self.block.qkv, &h), segments);
+        let o = self.entry(named, (branch.norm_inside, branch.bias_inside), &attended);
+        let x = self.join(named, branch, x, named.project(&self.block.output, &o));
+        let branch = self.block.mlp;
+        let h = self.entry(named, (branch.norm_before, branch.bias_before), &x);
         let up = named.project(&self.block.up, &h);
+        let up = self.entry(named, (None, self.block.bias_activation), &up);
         let act = match self.spec.mlp {
             Mlp::SwiGlu => {
                 let halves = up.chunk(2, -1);
@@ -118,12 +122,38 @@ impl PlainModel {
             }
             Mlp::Gelu => up.gelu("tanh"),
         };
-        x + named.project(&self.block.down, &act) * residual
+        let o = self.entry(named, (branch.norm_inside, branch.bias_inside), &act);
+        self.join(named, branch, &x, named.project(&self.block.down, &o))
+    }
+
+    /// What stands before a layer.
+    fn entry(
+        &self,
+        named: &Named<'_>,
+        (norm, bias): (Option<NormIndex>, Option<usize>),
+        x: &Tensor,
+    ) -> Tensor {
+        let h = norm.map_or_else(|| x.shallow_clone(), |norm| self.norm(named, norm, x));
+        bias.map_or_else(|| h.shallow_clone(), |bias| &h + named.get(bias))
+    }
+
+    /// The stream behind a branch.
+    fn join(&self, named: &Named<'_>, index: BranchIndex, x: &Tensor, branch: Tensor) -> Tensor {
+        let branch = branch * self.spec.scaling.residual();
+        let branch = match index.gain {
+            Some(gain) => branch * named.get(gain),
+            None => branch,
+        };
+        let sum = x * self.spec.residual.skip + branch;
+        match index.norm_after {
+            Some(norm) => self.norm(named, norm, &sum),
+            None => sum,
+        }
     }
 
     fn norm(&self, named: &Named<'_>, index: NormIndex, x: &Tensor) -> Tensor {
-        let shape = [self.spec.hidden_size as i64];
         let (weight, eps) = (named.get(index.weight), self.spec.eps);
+        let shape = weight.size();
         match index.bias {
             Some(bias) => x.layer_norm(shape, Some(weight), Some(named.get(bias)), eps, false),
             None => {

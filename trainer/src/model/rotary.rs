@@ -70,6 +70,11 @@ impl Rotary {
     pub fn turn(&self, compute: &Compute, qkv: &mut Tensor, attention: &Attention<'_>, turn: Turn) {
         let Attention { sequence_length, segments, .. } = *attention;
         let listed = segments.map(|segments| segments.position_ids());
+        if let Some(fused) = compute.fused(self.head_dim / 2) {
+            let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+            let tables = (&self.cos, &self.sin);
+            return fused.rotate(qkv, (self.num_heads, sign), tables, (sequence_length, listed));
+        }
         if compute.has_kernels() {
             let (rope, layout) = &self.kernel;
             let positions = listed.map_or(Positions::Counted(sequence_length as usize), |listed| {

@@ -9,8 +9,14 @@
 //!                     init std           learning rate   weight decay   eps of Adam
 //! embedding, head     sigma              lr              wd             eps / m
 //! matrices of blocks  sigma / sqrt(m)    lr / m          wd * m         eps / (m l)
-//! norms, biases       1, 0               lr              wd             eps / (m l)
+//! norms, biases, scalars  1, 0           lr              wd             eps / (m l)
 //! ```
+//!
+//! The learning rate of matrices is for steps whose entries keep their size, as those of Adam and of
+//! rules of signs: their spectral norm grows like `m`, and what a matrix does to its input with it.
+//! Muon's steps are orthogonal: `sqrt(max(1, outputs / inputs))` of them keep their spectral norm at
+//! every width, so the factor is 1; `0.2 sqrt(max(outputs, inputs))` of them grow like `sqrt(m)`, so
+//! it is `1 / sqrt(m)` (Yang et al. 2023, arXiv:2310.17813, condition 1). Weight decay has the inverse.
 //!
 //! Logits are multiplied by `1 / m`, attention's scores by `sqrt(h0) / h` in place of
 //! `1 / sqrt(h)`, and what a layer adds to the residual stream by `1 / l`. `l` is 1 under muP. At
@@ -31,6 +37,17 @@ pub enum Parametrization {
     Mup,
     /// By width and depth.
     CompleteP,
+}
+
+/// What a rule's step on a matrix of a block is like, at one learning rate and every width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixStep {
+    /// Its entries keep their size.
+    Entries,
+    /// Orthogonal, at a spectral norm that depends on the matrix's proportions alone.
+    Orthogonal,
+    /// Orthogonal, at entries that keep their root mean square.
+    OrthogonalAtRms,
 }
 
 /// The size of a model relative to the base that its hyper-parameters were tuned at.
@@ -65,22 +82,28 @@ impl Scaling {
         1.0 / self.width.sqrt()
     }
 
-    /// The factor on the learning rate of a role.
-    pub fn lr(&self, role: Role) -> f64 {
-        if role == Role::Matrix { 1.0 / self.width } else { 1.0 }
+    /// The factor on the learning rate of a role, whose matrices get steps of this kind.
+    pub fn lr(&self, role: Role, step: MatrixStep) -> f64 {
+        match (role, step) {
+            (Role::Matrix, MatrixStep::Entries) => 1.0 / self.width,
+            (Role::Matrix, MatrixStep::OrthogonalAtRms) => 1.0 / self.width.sqrt(),
+            _ => 1.0,
+        }
     }
 
     /// The factor on the weight decay of a role: with [`Scaling::lr`], a step shrinks weights by
     /// the same part at every width.
-    pub fn weight_decay(&self, role: Role) -> f64 {
-        if role == Role::Matrix { self.width } else { 1.0 }
+    pub fn weight_decay(&self, role: Role, step: MatrixStep) -> f64 {
+        1.0 / self.lr(role, step)
     }
 
     /// The factor on Adam's epsilon of a role.
     pub fn eps(&self, role: Role) -> f64 {
         match role {
             Role::Embedding | Role::Head => 1.0 / self.width,
-            Role::Matrix | Role::Norm | Role::Bias => 1.0 / (self.width * self.depth),
+            Role::Matrix | Role::Norm | Role::Bias | Role::Scalar => {
+                1.0 / (self.width * self.depth)
+            }
         }
     }
 }

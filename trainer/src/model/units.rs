@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use grove_optim::Role;
 
-use super::config::{DecoderSpec, ModelConfig, NormKind, Position};
+use super::config::{BranchGain, DecoderSpec, ModelConfig, NormKind, NormPlacement, Position};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +22,12 @@ pub enum Init {
         std: f64,
         /// The bound, in deviations.
         deviations: f64,
+    },
+    /// Normal values in three matrices of equal shape side by side in one stored as `[in, 3 out]`,
+    /// each with its own standard deviation.
+    Stacked {
+        /// Standard deviations, in order.
+        stds: [f64; 3],
     },
     /// Ones on the diagonal of a matrix `[out, in]`, or where it is taller than wide the corner of a
     /// scaled Hadamard matrix (Zhao et al. 2022, arXiv:2110.12661, algorithm 1).
@@ -80,41 +86,76 @@ pub struct Projection {
     pub bias: Option<usize>,
     /// How each weight is stored; stacking needs [`Orientation::OutIn`].
     pub orientation: Orientation,
+    /// Whether its products may be of 8-bit numbers; those of the head are too delicate.
+    pub may_be_fp8: bool,
 }
 
 /// Indices of a norm's parameters in its unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormIndex {
-    /// The weight `[D]`.
+    /// The weight, as wide as what is normed.
     pub weight: usize,
-    /// The bias `[D]` (`LayerNorm` only).
+    /// The bias (`LayerNorm` only).
     pub bias: Option<usize>,
+}
+
+/// Where a branch finds what stands around its maps; each of it only in some residual forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BranchIndex {
+    /// The norm before the first map.
+    pub norm_before: Option<NormIndex>,
+    /// The norm before the last map.
+    pub norm_inside: Option<NormIndex>,
+    /// The norm of the sum with the stream.
+    pub norm_after: Option<NormIndex>,
+    /// The number added before the first map.
+    pub bias_before: Option<usize>,
+    /// The number added before the last map.
+    pub bias_inside: Option<usize>,
+    /// The learned factor; one block's branches may share it.
+    pub gain: Option<usize>,
 }
 
 /// Where a block finds its parameters: the same for every block of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BlockIndex {
-    /// The norm before attention.
-    pub norm_attention: NormIndex,
+    /// Around attention's maps.
+    pub attention: BranchIndex,
     /// x to q, k, v: `(num_heads + 2 num_kv_heads) * head_dim` outputs.
     pub qkv: Projection,
     /// Attention output to the residual stream.
     pub output: Projection,
-    /// The norm before the feed-forward part.
-    pub norm_mlp: NormIndex,
+    /// Around the feed-forward part's maps.
+    pub mlp: BranchIndex,
+    /// The number added before the activation.
+    pub bias_activation: Option<usize>,
     /// x to the hidden layer: gate and up (`SwiGLU`), or the one matrix of a GELU layer.
     pub up: Projection,
     /// Hidden layer to the residual stream.
     pub down: Projection,
 }
 
+/// Where the head finds its parameters in the last unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadIndex {
+    /// The norm before the output product.
+    pub norm: Option<NormIndex>,
+    /// The number added before it.
+    pub bias: Option<usize>,
+    /// The output matrix, where it is not the embedding.
+    pub output: Option<usize>,
+}
+
 /// The units of a model and the places of a block's parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnitMap {
-    /// Embedding first, then the blocks, then the final norm with the head.
+    /// Embedding first, then the blocks, then the final norm with the head: a unit without
+    /// parameters where there is no such norm and the head is the embedding.
     pub units: Vec<UnitSpec>,
     /// Where each block finds its parameters.
     pub block: BlockIndex,
+    /// Where the head finds its own.
+    pub head: HeadIndex,
 }
 
 impl UnitMap {
@@ -146,11 +187,49 @@ impl Builder {
     }
 
     fn norm(&mut self, name: &str, spec: &DecoderSpec) -> NormIndex {
-        let shape = [spec.hidden_size as i64];
+        self.norm_of(name, spec, spec.hidden_size)
+    }
+
+    fn norm_of(&mut self, name: &str, spec: &DecoderSpec, width: usize) -> NormIndex {
+        let shape = [width as i64];
         let weight = self.add(&format!("{name}.weight"), &shape, Role::Norm, Init::Ones);
         let bias = (spec.norm == NormKind::Layer)
             .then(|| self.add(&format!("{name}.bias"), &shape, Role::Norm, Init::Zeros));
         NormIndex { weight, bias }
+    }
+
+    fn scalar(&mut self, name: &str, init: Init) -> usize {
+        self.add(&format!("residual.{name}"), &[1], Role::Scalar, init)
+    }
+
+    /// The numbers of a block: gains at 1, biases at 0.
+    fn block_scalars(&mut self, spec: &DecoderSpec, block: &mut BlockIndex) {
+        let form = &spec.residual;
+        match form.gain {
+            BranchGain::None => {}
+            BranchGain::Branch => {
+                block.attention.gain = Some(self.scalar("attention_gain", Init::Ones));
+                block.mlp.gain = Some(self.scalar("mlp_gain", Init::Ones));
+            }
+            BranchGain::Block => {
+                let gain = Some(self.scalar("gain", Init::Ones));
+                (block.attention.gain, block.mlp.gain) = (gain, gain);
+            }
+        }
+        if form.scalar_biases {
+            let mut bias = |name| Some(self.scalar(name, Init::Zeros));
+            block.attention.bias_before = bias("qkv_bias");
+            block.attention.bias_inside = bias("output_bias");
+            block.mlp.bias_before = bias("up_bias");
+            block.bias_activation = bias("activation_bias");
+            block.mlp.bias_inside = bias("down_bias");
+        }
+    }
+
+    /// The final norm, where there is one.
+    fn head(&mut self, norm: &str, spec: &DecoderSpec) -> HeadIndex {
+        let norm = spec.residual.has_final_norm().then(|| self.norm(norm, spec));
+        HeadIndex { norm, bias: None, output: None }
     }
 
     fn finish(self, name: String) -> UnitSpec {
@@ -184,37 +263,67 @@ fn llama(spec: &DecoderSpec) -> UnitMap {
         block = Some(llama_block(&mut builder, spec, (plain, writer)));
         units.push(builder.finish(format!("block {layer}")));
     }
-    let mut head = Builder::new("");
-    head.norm("model.norm", spec);
-    if !spec.tied {
-        head.add("lm_head.weight", &[v, d], Role::Head, table);
+    let mut last = Builder::new("");
+    let mut head = last.head("model.norm", spec);
+    // The output matrix stays the last parameter of all where there is nothing else.
+    head.output = (!spec.tied).then(|| last.add("lm_head.weight", &[v, d], Role::Head, table));
+    if spec.residual.scalar_biases {
+        head.bias = Some(last.add("model.residual.head_bias", &[1], Role::Scalar, Init::Zeros));
     }
-    units.push(head.finish_in_parts("head"));
-    UnitMap { units, block: block.expect("the config refuses a model without layers") }
+    units.push(last.finish_in_parts("head"));
+    UnitMap { units, block: block.expect("the config refuses a model without layers"), head }
 }
 
 fn llama_block(b: &mut Builder, spec: &DecoderSpec, (plain, writer): (Init, Init)) -> BlockIndex {
     let (d, f) = (spec.hidden_size as i64, spec.intermediate_size as i64);
     let q = (spec.num_heads * spec.head_dim) as i64;
     let kv = (spec.num_kv_heads * spec.head_dim) as i64;
-    let several = |weights| Projection { weights, bias: None, orientation: Orientation::OutIn };
-    let norm_attention = b.norm("input_layernorm", spec);
+    let several = |weights| Projection {
+        weights,
+        bias: None,
+        orientation: Orientation::OutIn,
+        may_be_fp8: true,
+    };
+    let (mut attention, mut mlp) = (BranchIndex::default(), BranchIndex::default());
+    let placement = spec.residual.norm;
+    let norms_input = matches!(placement, NormPlacement::Pre | NormPlacement::Sub);
+    attention.norm_before = norms_input.then(|| b.norm("input_layernorm", spec));
     let first = b.add("self_attn.q_proj.weight", &[q, d], Role::Matrix, plain);
     b.add("self_attn.k_proj.weight", &[kv, d], Role::Matrix, plain);
     let last = b.add("self_attn.v_proj.weight", &[kv, d], Role::Matrix, plain);
+    if placement == NormPlacement::Sub {
+        let norm = b.norm_of("self_attn.attn_sub_norm", spec, q as usize);
+        attention.norm_inside = Some(norm);
+    }
     let output = b.add("self_attn.o_proj.weight", &[d, q], Role::Matrix, writer);
-    let norm_mlp = b.norm("post_attention_layernorm", spec);
+    // It stands behind attention in both: before the next branch, or on the sum.
+    match placement {
+        NormPlacement::None => {}
+        NormPlacement::Post => {
+            attention.norm_after = Some(b.norm("post_attention_layernorm", spec));
+        }
+        _ => mlp.norm_before = Some(b.norm("post_attention_layernorm", spec)),
+    }
     let gate = b.add("mlp.gate_proj.weight", &[f, d], Role::Matrix, plain);
     let up = b.add("mlp.up_proj.weight", &[f, d], Role::Matrix, plain);
+    if placement == NormPlacement::Sub {
+        mlp.norm_inside = Some(b.norm_of("mlp.ffn_sub_norm", spec, f as usize));
+    }
     let down = b.add("mlp.down_proj.weight", &[d, f], Role::Matrix, writer);
-    BlockIndex {
-        norm_attention,
+    if placement == NormPlacement::Post {
+        mlp.norm_after = Some(b.norm("post_feedforward_layernorm", spec));
+    }
+    let mut block = BlockIndex {
+        attention,
         qkv: several(first..last + 1),
         output: several(output..output + 1),
-        norm_mlp,
+        mlp,
+        bias_activation: None,
         up: several(gate..up + 1),
         down: several(down..down + 1),
-    }
+    };
+    b.block_scalars(spec, &mut block);
+    block
 }
 
 fn gpt2(spec: &DecoderSpec) -> UnitMap {
@@ -233,25 +342,51 @@ fn gpt2(spec: &DecoderSpec) -> UnitMap {
         block = Some(gpt2_block(&mut builder, spec, (plain, writer)));
         units.push(builder.finish(format!("block {layer}")));
     }
-    let mut head = Builder::new("transformer.");
-    head.norm("ln_f", spec);
-    units.push(head.finish_in_parts("head"));
-    UnitMap { units, block: block.expect("the config refuses a model without layers") }
+    let mut last = Builder::new("transformer.");
+    let mut head = last.head("ln_f", spec);
+    if spec.residual.scalar_biases {
+        head.bias = Some(last.scalar("head_bias", Init::Zeros));
+    }
+    units.push(last.finish_in_parts("head"));
+    UnitMap { units, block: block.expect("the config refuses a model without layers"), head }
 }
 
 fn gpt2_block(b: &mut Builder, spec: &DecoderSpec, (plain, writer): (Init, Init)) -> BlockIndex {
     let (d, f) = (spec.hidden_size as i64, spec.intermediate_size as i64);
-    let norm_attention = b.norm("ln_1", spec);
+    let (mut attention, mut mlp) = (BranchIndex::default(), BranchIndex::default());
+    let placement = spec.residual.norm;
+    let norms_input = matches!(placement, NormPlacement::Pre | NormPlacement::Sub);
+    attention.norm_before = norms_input.then(|| b.norm("ln_1", spec));
     let qkv = conv1d(b, "attn.c_attn", [d, 3 * d], plain);
+    if placement == NormPlacement::Sub {
+        attention.norm_inside = Some(b.norm("attn.attn_sub_norm", spec));
+    }
     let output = conv1d(b, "attn.c_proj", [d, d], writer);
-    let norm_mlp = b.norm("ln_2", spec);
+    // Behind each branch the names are those of the first GPT, whose norms stand there.
+    if placement == NormPlacement::Post {
+        attention.norm_after = Some(b.norm("ln_1", spec));
+    }
+    mlp.norm_before = norms_input.then(|| b.norm("ln_2", spec));
     let up = conv1d(b, "mlp.c_fc", [d, f], plain);
+    if placement == NormPlacement::Sub {
+        mlp.norm_inside = Some(b.norm_of("mlp.ffn_sub_norm", spec, spec.intermediate_size));
+    }
     let down = conv1d(b, "mlp.c_proj", [f, d], writer);
-    BlockIndex { norm_attention, qkv, output, norm_mlp, up, down }
+    if placement == NormPlacement::Post {
+        mlp.norm_after = Some(b.norm("ln_2", spec));
+    }
+    let mut block = BlockIndex { attention, qkv, output, mlp, bias_activation: None, up, down };
+    b.block_scalars(spec, &mut block);
+    block
 }
 
 fn conv1d(b: &mut Builder, name: &str, shape: [i64; 2], init: Init) -> Projection {
     let weight = b.add(&format!("{name}.weight"), &shape, Role::Matrix, init);
     let bias = b.add(&format!("{name}.bias"), &shape[1..], Role::Bias, Init::Zeros);
-    Projection { weights: weight..weight + 1, bias: Some(bias), orientation: Orientation::InOut }
+    Projection {
+        weights: weight..weight + 1,
+        bias: Some(bias),
+        orientation: Orientation::InOut,
+        may_be_fp8: true,
+    }
 }

@@ -98,9 +98,13 @@ impl Grads<'_> {
         {
             return;
         }
-        let product = compute.product(&a.tr(), b);
-        match joint {
-            Some(target) => self.add(compute, target, &product),
+        self.add_stacked(compute, range, &compute.product(&a.tr(), b));
+    }
+
+    /// Puts or adds `product` `[rows, columns]` to parameters `range`, stacked along dim 0.
+    pub fn add_stacked(&self, compute: &Compute, range: std::ops::Range<usize>, product: &Tensor) {
+        match stacked_view(self.layout, self.flat, range.clone()) {
+            Some(target) => self.add(compute, target, product),
             None => {
                 let mut row = 0;
                 for index in range {

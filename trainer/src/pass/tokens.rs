@@ -7,6 +7,8 @@ use tch::{Device, Tensor};
 
 use crate::kernel::cross_entropy::IGNORED_TARGET;
 use crate::model::compute::Compute;
+use crate::model::head::Labels;
+use crate::model::lesson::Lesson;
 use crate::model::segments::Segments;
 
 /// Whether documents in one row see each other.
@@ -30,6 +32,8 @@ pub struct Tokens {
     /// `[B * S]` f64 in `[0, 1)`: numbers by which to draw labels from the model's own predictions,
     /// to take the gradient against in place of the targets that count.
     pub draws: Option<Tensor>,
+    /// What a teacher says of them, where one counts.
+    pub lesson: Option<Lesson>,
     num_targets: u64,
 }
 
@@ -48,7 +52,7 @@ impl Tokens {
         };
         let (inputs, targets) = (place(0), place(1).view(-1));
         let num_targets = targets.numel() as u64;
-        Self { inputs, targets, segments: None, draws: None, num_targets }
+        Self { inputs, targets, segments: None, draws: None, lesson: None, num_targets }
     }
 
     /// The tokens of a batch, in which targets that its mask leaves out do not count, and, as
@@ -57,7 +61,7 @@ impl Tokens {
         let mut tokens = Self::new(compute, &batch.tokens, batch.batch_size);
         if let Some(mask) = &batch.loss_mask {
             let ignored: Vec<bool> = mask.iter().map(|counts| !counts).collect();
-            let ignored = Tensor::from_slice(&ignored).to_device(compute.device);
+            let ignored = on_device(Tensor::from_slice(&ignored), compute.device);
             tokens.targets = tokens.targets.masked_fill(&ignored, IGNORED_TARGET);
             tokens.num_targets = batch.num_targets() as u64;
         }
@@ -69,15 +73,22 @@ impl Tokens {
         tokens
     }
 
-    /// The same tensors, without draws.
+    /// The same tensors, without draws or a lesson.
     pub fn shallow_clone(&self) -> Self {
         Self {
             inputs: self.inputs.shallow_clone(),
             targets: self.targets.shallow_clone(),
             segments: self.segments.clone(),
             draws: None,
+            lesson: None,
             num_targets: self.num_targets,
         }
+    }
+
+    /// What the head holds predictions against.
+    pub fn labels(&self) -> Labels<'_> {
+        let (draws, lesson) = (self.draws.as_ref(), self.lesson.as_ref());
+        Labels { targets: &self.targets, draws, lesson }
     }
 
     /// Targets that count.
@@ -91,10 +102,14 @@ impl Tokens {
     }
 }
 
-/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some.
+/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some,
+/// and without waiting for the copy: libtorch keeps pinned memory until it is done.
 fn on_device(tensor: Tensor, device: Device) -> Tensor {
     match device {
-        Device::Cuda(_) => tensor.f_pin_memory(device).unwrap_or(tensor).to_device(device),
+        Device::Cuda(_) => match tensor.f_pin_memory(device) {
+            Ok(pinned) => pinned.to_device_(device, tensor.kind(), true, false),
+            Err(_) => tensor.to_device(device),
+        },
         _ => tensor.to_device(device),
     }
 }

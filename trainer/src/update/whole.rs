@@ -29,6 +29,8 @@ pub(super) struct Gradients {
     grads: Option<Tensor>,
     /// Where the rule reads them.
     masters: Option<Tensor>,
+    /// What is sent and received; nothing where this rank has all of it.
+    bytes: u64,
     handles: Vec<Handle>,
 }
 
@@ -37,10 +39,24 @@ pub(super) struct Gradients {
 pub(super) struct Updates {
     /// `[W * part_numel]`: a part from each owner, in the order of ranks.
     values: Option<Tensor>,
+    /// What is computed, sent and received.
+    bytes: u64,
     handles: Vec<Handle>,
 }
 
+impl Gradients {
+    /// Memory that they take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Updates {
+    /// Memory that they take.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// All of them, once they have come.
     ///
     /// # Errors
@@ -73,19 +89,20 @@ pub(super) fn send_gradients(
     let grads = unit.owned_grads().to_device(home);
     let masters = whole.rule.needs_master().then(|| unit.masters.shallow_clone());
     if sharding.placement.shard_degree == 1 {
-        return Ok(Gradients { grads: Some(grads), masters, handles: Vec::new() });
+        return Ok(Gradients { grads: Some(grads), masters, ..Gradients::default() });
     }
-    let mut handles = Vec::new();
+    let (mut handles, mut bytes) = (Vec::new(), 0);
     let mut exchange = |values: &Tensor, what: &str| -> Result<Tensor, Error> {
         let sent = pack_for_owners(&unit.whole, &sharding.placement, values);
         let received = sent.empty_like();
+        bytes += 2 * bytes_of(&sent);
         let name = format!("{what} of {} to their owners", unit.spec.name);
         handles.push(sharding.shards().all_to_all(&sent, &received, &name)?);
         Ok(received)
     };
     let grads = Some(exchange(&grads, "gradients")?);
     let masters = masters.map(|masters| exchange(&masters, "masters")).transpose()?;
-    Ok(Gradients { grads, masters, handles })
+    Ok(Gradients { grads, masters, bytes, handles })
 }
 
 /// This shard's pieces of the parameters that its shard group owns, a part for each owner.
@@ -115,7 +132,7 @@ pub(super) fn compute_updates(
     update: &Update<'_>,
     coming: Gradients,
 ) -> Result<Updates, Error> {
-    let Gradients { grads, masters, handles } = coming;
+    let Gradients { grads, masters, handles, .. } = coming;
     handles.into_iter().try_for_each(Handle::wait)?;
     let (Some(whole), Some(grads)) = (&update.rules.whole, grads) else {
         return Ok(Updates::default());
@@ -124,6 +141,7 @@ pub(super) fn compute_updates(
     let UnitState { spec, whole, .. } = unit;
     let part_numel = whole.part_numel;
     let mut updates = parts(place.shard_degree, whole, (grads.kind(), grads.device()));
+    let mut bytes = bytes_of(&updates);
     for param in whole.params.iter_mut().filter(|param| param.owner.is_here(place)) {
         let gathered = |values| gather(param, part_numel, place, values);
         let (grad, master) = (gathered(&grads), masters.as_ref().map(gathered));
@@ -139,15 +157,17 @@ pub(super) fn compute_updates(
     let mut handles = Vec::new();
     if place.shard_degree > 1 {
         let received = updates.empty_like();
+        bytes += bytes_of(&received);
         handles.push(sharding.shards().all_to_all(&updates, &received, &name)?);
         updates = received;
     }
     if place.num_replicas() > 1 {
         let all = parts(place.degree, whole, (updates.kind(), updates.device()));
+        bytes += bytes_of(&all);
         handles.push(sharding.replicas().all_gather(&updates, &all, &name)?);
         updates = all;
     }
-    Ok(Updates { values: Some(updates), handles })
+    Ok(Updates { values: Some(updates), bytes, handles })
 }
 
 /// A whole parameter's values, flat, from the parts that the shards sent, or from this rank's own.
@@ -199,6 +219,10 @@ impl Update<'_> {
 /// `count` parts of arbitrary content: what no parameter fills is never read.
 fn parts(count: usize, whole: &WholeUnit, (kind, device): (Kind, Device)) -> Tensor {
     Tensor::empty([(count * whole.part_numel) as i64], (kind, device))
+}
+
+fn bytes_of(values: &Tensor) -> u64 {
+    (values.numel() * values.kind().elt_size_in_bytes()) as u64
 }
 
 fn narrow(flat: &Tensor, range: Range<usize>) -> Tensor {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, GroupPlan, PhaseMode, Plan};
-use crate::model::config::ModelConfig;
+use super::{Group, GroupPlan, PhaseMode, Plan, RampPlan};
+use crate::model::config::{BranchGain, ModelConfig, NormPlacement, ResidualForm};
 
 /// `[init]`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -39,6 +39,66 @@ pub enum InitScheme {
     SmallInit,
     /// Zhao et al. 2022 (ZerO), arXiv:2110.12661: identities and Hadamard matrices, nothing random.
     Zero,
+    /// Zhang et al. 2019, arXiv:1901.09321: no norms, silent branches, numbers around layers.
+    Fixup,
+    /// De and Smith 2020, arXiv:2002.10444: no norms, a factor of 0 on each branch.
+    Skipinit,
+    /// Bachlechner et al. 2020, arXiv:2003.04887: no norms, a factor of 0 on each block's branches.
+    Rezero,
+    /// Huang et al. 2020: no norms, matrices small enough for that.
+    TFixup,
+    /// Wang et al. 2022 (DeepNet), arXiv:2203.00555: norms behind sums in which the stream counts
+    /// more.
+    Deepnorm,
+    /// Wang et al. 2022 (Magneto), arXiv:2210.06423: norms inside branches too.
+    Subln,
+}
+
+impl InitScheme {
+    /// The name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "gpt2",
+            Self::Llama => "llama",
+            Self::Xavier => "xavier",
+            Self::Kaiming => "kaiming",
+            Self::SmallInit => "small_init",
+            Self::Zero => "zero",
+            Self::Fixup => "fixup",
+            Self::Skipinit => "skipinit",
+            Self::Rezero => "rezero",
+            Self::TFixup => "t_fixup",
+            Self::Deepnorm => "deepnorm",
+            Self::Subln => "subln",
+        }
+    }
+
+    /// The residual form that a scheme is made for, in a model of so many blocks; none if it takes
+    /// any.
+    pub fn residual_form(self, num_layers: usize) -> Option<ResidualForm> {
+        let plain = ResidualForm::default();
+        let bare = ResidualForm { norm: NormPlacement::None, ..plain };
+        match self {
+            Self::Gpt2
+            | Self::Llama
+            | Self::Xavier
+            | Self::Kaiming
+            | Self::SmallInit
+            | Self::Zero => None,
+            Self::Fixup => {
+                Some(ResidualForm { gain: BranchGain::Branch, scalar_biases: true, ..bare })
+            }
+            Self::Skipinit => Some(ResidualForm { gain: BranchGain::Branch, ..bare }),
+            Self::Rezero => Some(ResidualForm { gain: BranchGain::Block, ..bare }),
+            Self::TFixup => Some(bare),
+            Self::Deepnorm => {
+                // alpha = (2 M)^(1/4) for M blocks of a decoder alone (table 2).
+                let skip = (2.0 * num_layers.max(1) as f64).powf(0.25);
+                Some(ResidualForm { norm: NormPlacement::Post, skip, ..plain })
+            }
+            Self::Subln => Some(ResidualForm { norm: NormPlacement::Sub, ..plain }),
+        }
+    }
 }
 
 /// How a model is grown from a smaller one; `[init.growth]`.
@@ -56,6 +116,9 @@ pub struct GrowthPlan {
     pub learn_steps: u64,
     /// What becomes of the optimizer's state.
     pub moments: MomentGrowth,
+    /// Steps in which masks over what was added rise from 0 to 1; 0 for no masks.
+    #[serde(default)]
+    pub mask_steps: u64,
 }
 
 /// Where added blocks come from.
@@ -84,6 +147,8 @@ pub enum WidthGrowth {
     Uneven,
     /// In equal parts, and added rows are those of the next block: the function does not stay.
     Aki,
+    /// Not at all: added heads and neurons are drawn at random, and stand behind masks at first.
+    Random,
 }
 
 /// What new channels of the residual stream hold.
@@ -117,12 +182,17 @@ impl GrowthPlan {
         split_std: 0.1,
         learn_steps: 0,
         moments: MomentGrowth::Map,
+        mask_steps: 0,
     };
 
-    /// Whether a model grown in depth or width keeps its function, in real arithmetic.
+    /// Whether a model grown in depth or width keeps its function, in real arithmetic: under masks
+    /// as they are at first.
     pub fn keeps_function(&self, deepens: bool, widens: bool) -> bool {
         let shifts = matches!(self.depth, DepthGrowth::Stack | DepthGrowth::Interpolate);
-        let jumps = deepens && shifts || widens && self.width == WidthGrowth::Aki;
+        let is_masked = self.mask_steps > 0;
+        let jumps = deepens && shifts && !is_masked
+            || widens && self.width == WidthGrowth::Aki
+            || widens && self.width == WidthGrowth::Random && !is_masked;
         self.learn_steps == 0 && !jumps
     }
 
@@ -130,8 +200,9 @@ impl GrowthPlan {
     pub(in crate::config) fn default_moments(
         depth: DepthGrowth,
         width: WidthGrowth,
+        mask_steps: u64,
     ) -> MomentGrowth {
-        let plan = Self { depth, width, ..Self::DEFAULT };
+        let plan = Self { depth, width, mask_steps, ..Self::DEFAULT };
         if plan.keeps_function(true, true) { MomentGrowth::Map } else { MomentGrowth::Fresh }
     }
 }
@@ -174,6 +245,8 @@ impl Plan {
         let Some(entered) = stage.checked_sub(1).map(|index| &self.growth[index]) else {
             return plan;
         };
+        let before = stage.checked_sub(2).map_or(&self.model, |index| &self.growth[index].model);
+        plan.ramp = RampPlan::of(before, entered);
         plan.model = entered.model.clone();
         let anew = self.growth[..stage].iter().rfind(|s| s.schedule != PhaseMode::Continue);
         if let Some(anew) = anew {

@@ -13,7 +13,7 @@ pub struct LossPlan {
 
 impl LossPlan {
     /// Whether there is nothing beside the cross-entropy.
-    pub(super) fn is_plain(&self) -> bool {
+    pub(in crate::config) fn is_plain(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -306,6 +306,8 @@ pub enum Group {
     Bias,
     /// The head, where it is not the embedding.
     Head,
+    /// Learned numbers of residual branches.
+    Scalar,
 }
 
 /// `[optim.groups.<group>]`.

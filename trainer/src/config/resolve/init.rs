@@ -3,7 +3,7 @@
 use toml::Value;
 
 use super::super::plan::{
-    DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, PhaseMode,
+    DepthGrowth, GrowthPlan, GrowthStage, InitPlan, InitScheme, MomentGrowth, PhaseMode, RuleName,
     WidthGrowth,
 };
 use super::super::run_config::{ModelTable, RunConfig};
@@ -14,7 +14,7 @@ use crate::model::config::ModelConfig;
 pub(super) fn resolve(table: &InitTable, problems: &mut Problems) -> InitPlan {
     let growth = table.growth.as_ref();
     InitPlan {
-        scheme: table.scheme.unwrap_or(InitScheme::Gpt2),
+        scheme: table.scheme.unwrap_or_default(),
         from: table.from.clone(),
         growth: growth.map(|growth| growth_plan(growth, "init.growth", problems)),
     }
@@ -44,18 +44,52 @@ fn growth_plan(table: &GrowthTable, prefix: &str, problems: &mut Problems) -> Gr
         "is not possible within a run",
         "stop the run, use grove grow, and start from what it writes with init.from",
     );
+    let mask_steps = check_masks(table, (prefix, width), problems);
     let default_moments = match learn_steps {
-        0 => GrowthPlan::default_moments(depth, width),
+        0 => GrowthPlan::default_moments(depth, width, mask_steps),
         _ => MomentGrowth::Fresh,
     };
     GrowthPlan {
         learn_steps,
+        mask_steps,
         depth,
         width,
         residual: table.residual.unwrap_or(default.residual),
         split_std,
         moments: table.moments.unwrap_or(default_moments),
     }
+}
+
+/// The steps of a stage's masks, with what stands against them on their own.
+fn check_masks(
+    table: &GrowthTable,
+    (prefix, width): (&str, WidthGrowth),
+    problems: &mut Problems,
+) -> u64 {
+    let mask_steps = table.mask_steps.unwrap_or(0);
+    let key = format!("{prefix}.mask_steps");
+    problems.require(
+        mask_steps == 0 || prefix != "init.growth",
+        &key,
+        mask_steps,
+        "is for stages within a run, whose plan knows both models",
+        "give the small model as [model] and grow in a stage [[growth]]",
+    );
+    problems.require(
+        width != WidthGrowth::Random || mask_steps > 0 || prefix == "init.growth",
+        &key,
+        mask_steps,
+        "leaves heads and neurons of width = \"random\" to change the function at once",
+        "set the steps in which their masks rise, such as a tenth of the run",
+    );
+    problems.require(
+        width != WidthGrowth::Random || prefix != "init.growth",
+        &format!("{prefix}.width"),
+        "\"random\"",
+        "is for stages with mask_steps",
+        "use \"uneven\" or \"equal\"",
+    );
+    mask_steps
 }
 
 /// The stages in their order, each with the whole model that it leads to.
@@ -74,10 +108,61 @@ pub(super) fn stages(
     for (index, stage) in config.growth.iter().enumerate() {
         check_step(index, stage.at_step, (before, steps), problems);
         before = stage.at_step;
+        check_ramp(index, config, (stage, steps), problems);
         written.extend(stage.model.clone());
-        plans.extend(stage_plan(index, stage, (&written, sequence_length), problems));
+        let plan = stage_plan(index, stage, (&written, sequence_length), problems);
+        if let Some(plan) = &plan {
+            check_masked_form(index, (first, plan), problems);
+        }
+        plans.extend(plan);
     }
     plans
+}
+
+/// A stage's masks must be 1 before the next stage, and at the end of the run.
+fn check_ramp(
+    index: usize,
+    config: &RunConfig,
+    (stage, steps): (&GrowthStageTable, u64),
+    problems: &mut Problems,
+) {
+    let mask_steps = stage.growth.mask_steps.unwrap_or(0);
+    let key = format!("growth[{index}].mask_steps");
+    let end = config.growth.get(index + 1).map_or(steps, |next| next.at_step);
+    problems.require(
+        stage.at_step.saturating_add(mask_steps) <= end,
+        &key,
+        mask_steps,
+        format!("goes beyond step {end}, where the stage ends"),
+        "use fewer steps: what is exported or grown must be the plain model",
+    );
+    problems.require(
+        mask_steps == 0 || config.optim.rule != Some(RuleName::SophiaH),
+        &key,
+        mask_steps,
+        "is not known to the second derivatives of optim.rule = \"sophia_h\"",
+        "use \"sophia_g\"",
+    );
+}
+
+/// Masks of 0 keep the function where a silent branch leaves the stream as it is and no norm sees new
+/// heads and neurons beside the old ones: in the plain form.
+fn check_masked_form(
+    index: usize,
+    (first, stage): (&ModelConfig, &GrowthStage),
+    problems: &mut Problems,
+) {
+    let mask_steps = stage.growth.mask_steps;
+    let is_plain = [first, &stage.model].into_iter().all(|model| model.spec().residual.is_plain());
+    problems.require(
+        mask_steps == 0 || is_plain,
+        &format!("growth[{index}].mask_steps"),
+        mask_steps,
+        "masks branches of Llama's and GPT-2's residual form, and model.residual, or the init.scheme \
+         that brings it, is another",
+        "remove model.residual and use an init.scheme without a form, or train at the full size from \
+         the start",
+    );
 }
 
 fn check_step(index: usize, at_step: u64, (before, steps): (u64, u64), problems: &mut Problems) {
@@ -126,6 +211,7 @@ fn stage_plan(
         }
     };
     let schedule = stage.schedule.unwrap_or(PhaseMode::Continue);
-    let model = model::resolve(&table, sequence_length, problems)?;
+    // Initial values are drawn once, so that no scheme brings a form here.
+    let model = model::resolve(&table, InitScheme::Gpt2, sequence_length, problems)?;
     Some(GrowthStage { at_step: stage.at_step, schedule, growth, model })
 }

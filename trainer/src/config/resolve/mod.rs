@@ -3,11 +3,14 @@
 
 mod checkpoint;
 mod data;
+mod distill;
+mod gpu;
 mod guard;
 mod init;
 mod loss;
 mod model;
 mod optim;
+mod residual;
 mod schedule;
 mod whole;
 
@@ -42,7 +45,8 @@ const KEEP_GATHERED_NUMEL: usize = 100_000;
 pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
     let mut problems = Problems(Vec::new());
     let batch = batch(config, &mut problems);
-    let model = model::resolve(&config.model, batch.sequence_length, &mut problems);
+    let scheme = config.init.scheme.unwrap_or_default();
+    let model = model::resolve(&config.model, scheme, batch.sequence_length, &mut problems);
     let Some(model) = model else {
         return Err(ConfigErrors { problems: problems.0 });
     };
@@ -53,6 +57,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
     let optim = optim::resolve(&config.optim, &spec, &mut problems);
     let (schedule, cooldown_steps) =
         schedule::resolve(&config.schedule, steps, optim.decays(), &mut problems);
+    let loss = loss::resolve(&config.loss, &mut problems);
     let plan = Plan {
         seed: config.seed.unwrap_or(1),
         precision: config.precision.unwrap_or(Precision::Bf16),
@@ -60,8 +65,8 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         run: RunPlan { dir: run_dir(config), steps },
         optim,
         schedule,
-        loss: loss::resolve(&config.loss, &mut problems),
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
+        gpu: gpu::resolve(&config.gpu, config.precision.unwrap_or(Precision::Bf16), &mut problems),
         parallel: parallel(config, &mut problems),
         eval: data.has_validation().then(|| EvalPlan {
             every: config.eval.every.unwrap_or(0),
@@ -79,7 +84,10 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
             cooldown_steps,
             ..tokens(&batch, steps, &mut problems)
         },
+        distill: distill::resolve(&config.distill, steps, &loss, &mut problems),
+        loss,
         init: init::resolve(&config.init, &mut problems),
+        ramp: None,
         growth: init::stages(config, (&model, steps), batch.sequence_length, &mut problems),
         model,
         data,

@@ -1,22 +1,28 @@
 //! The model: defaults of both families, and the rules of its architecture under their full keys.
 
 use super::super::error::ConfigError;
+use super::super::plan::InitScheme;
 use super::super::run_config::{Family, ModelTable, RopeTable};
-use super::Problems;
+use super::{Problems, residual};
 use crate::model::config::{
-    Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, default_head_dim,
+    Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, ResidualForm,
+    default_head_dim,
 };
 use crate::model::rope_scaling::{BETAS, RopeScaling};
 
 /// The model of a `[model]` table, or `None` if its sizes do not even determine one.
+///
+/// The scheme that draws its initial values may bring a residual form.
 pub(super) fn resolve(
     table: &ModelTable,
+    scheme: InitScheme,
     sequence_length: usize,
     problems: &mut Problems,
 ) -> Option<ModelConfig> {
+    let form = residual::resolve(table, scheme, problems);
     let model = match table.model_type {
-        Family::Llama => llama(table, sequence_length),
-        Family::Gpt2 => Ok(gpt2(table, sequence_length)),
+        Family::Llama => llama(table, form, sequence_length),
+        Family::Gpt2 => Ok(gpt2(table, form, sequence_length)),
     };
     let model = match model {
         Ok(model) => model,
@@ -52,7 +58,11 @@ pub(super) fn resolve(
     is_sound.then_some(model)
 }
 
-fn llama(table: &ModelTable, sequence_length: usize) -> Result<ModelConfig, ModelConfigError> {
+fn llama(
+    table: &ModelTable,
+    residual: ResidualForm,
+    sequence_length: usize,
+) -> Result<ModelConfig, ModelConfigError> {
     let hidden_size = table.hidden_size.unwrap_or(0);
     let num_attention_heads = table.num_attention_heads.unwrap_or(0);
     let head_dim = match table.head_dim {
@@ -74,6 +84,7 @@ fn llama(table: &ModelTable, sequence_length: usize) -> Result<ModelConfig, Mode
         rope_scaling: table.rope_scaling.as_ref().and_then(rope_scaling),
         tie_word_embeddings: table.tie_word_embeddings.unwrap_or(false),
         initializer_range: table.initializer_range.unwrap_or(0.02),
+        residual,
         parametrization: table.parametrization.unwrap_or_default(),
         base_hidden_size: table.base_hidden_size,
         base_head_dim: scales.then(|| table.base_head_dim.unwrap_or(head_dim)),
@@ -138,7 +149,7 @@ fn check_rope(table: &ModelTable, problems: &mut Problems) {
     }
 }
 
-fn gpt2(table: &ModelTable, sequence_length: usize) -> ModelConfig {
+fn gpt2(table: &ModelTable, residual: ResidualForm, sequence_length: usize) -> ModelConfig {
     let n_embd = table.n_embd.unwrap_or(0);
     ModelConfig::Gpt2(Gpt2Config {
         vocab_size: table.vocab_size,
@@ -149,6 +160,7 @@ fn gpt2(table: &ModelTable, sequence_length: usize) -> ModelConfig {
         n_inner: table.n_inner.unwrap_or(n_embd.saturating_mul(4)),
         layer_norm_epsilon: table.layer_norm_epsilon.unwrap_or(1e-5),
         initializer_range: table.initializer_range.unwrap_or(0.02),
+        residual,
     })
 }
 

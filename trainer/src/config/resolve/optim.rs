@@ -169,6 +169,7 @@ fn groups(
         (Group::Norm, tables.norm, 0.0, true),
         (Group::Bias, tables.bias, 0.0, spec.bias),
         (Group::Head, tables.head, 1.0, !spec.tied),
+        (Group::Scalar, tables.scalar, 0.0, spec.residual.has_scalars()),
     ];
     let mut groups = BTreeMap::new();
     for (group, table, default_decay, is_there) in all {
@@ -195,5 +196,6 @@ fn name(group: Group) -> &'static str {
         Group::Norm => "norm",
         Group::Bias => "bias",
         Group::Head => "head",
+        Group::Scalar => "scalar",
     }
 }

@@ -48,6 +48,15 @@ fn another_family_is_refused() {
 }
 
 #[test]
+fn a_residual_form_that_is_not_plain_is_refused() {
+    let target = edited(|config| config.residual.skip = 1.5);
+    for (source, target) in [(llama(2, false), target.clone()), (target, llama(2, false))] {
+        let text = refusal(&source, &target, &GrowthPlan::DEFAULT);
+        assert!(text.contains("model.residual is not that of Llama and GPT-2"), "{text}");
+    }
+}
+
+#[test]
 fn an_epsilon_that_is_not_exact_is_refused_with_the_one_that_is() {
     let target = edited(|config| config.hidden_size = 16);
     let text = refusal(&llama(2, false), &target, &GrowthPlan::DEFAULT);

@@ -84,11 +84,7 @@ fn part(num_tiles: usize, num_rows: usize, (part, parts): (usize, usize)) -> Ran
 }
 
 /// All panels of a right operand, `[panels, K / 2, PANEL]`.
-fn pack_panels<'a>(
-    pool: &Pool,
-    right: &Operand<'_>,
-    shared: &'a mut Words,
-) -> &'a [u32] {
+fn pack_panels<'a>(pool: &Pool, right: &Operand<'_>, shared: &'a mut Words) -> &'a [u32] {
     let num_words = right.rows.div_ceil(2);
     let (num_panels, len) = (right.columns.div_ceil(PANEL), num_words * PANEL);
     let words = &mut shared.get(num_panels * len)[..num_panels * len];

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Gpt2Config, LlamaConfig, ModelConfig, ModelConfigError, Parametrization, Precision,
-    default_head_dim,
+    ResidualForm, default_head_dim,
 };
 use crate::model::rope_scaling::{BETAS, RopeScaling};
 
@@ -33,7 +33,8 @@ impl ModelConfig {
     ///
     /// `stored` is the type of the weights beside it. Token ids of the start and end of a document
     /// are null, because they belong to the tokenizer; dropout is 0. The rotary base is written
-    /// twice, as `rope_theta` for transformers 4 and as `rope_parameters` for 5.
+    /// twice, as `rope_theta` for transformers 4 and as `rope_parameters` for 5. A residual form that
+    /// transformers has no architecture for is `model_type` `grove`, which only we read.
     pub fn to_hf_json(&self, stored: Precision) -> String {
         let mut object = match self {
             Self::Llama(config) => config.to_json(),
@@ -49,6 +50,12 @@ impl ModelConfig {
             ("use_cache", json!(true)),
         ] {
             object.insert(key.to_owned(), value);
+        }
+        let form = self.spec().residual;
+        if !form.is_plain() {
+            object.insert("architectures".to_owned(), json!(["GroveForCausalLM"]));
+            object.insert("grove_family".to_owned(), json!(self.model_type()));
+            object.insert("residual".to_owned(), json!(form));
         }
         let text = serde_json::to_string_pretty(&object);
         text.expect("a map of strings to JSON values always serializes") + "\n"
@@ -67,7 +74,7 @@ impl ModelConfig {
         let object: Map<String, Value> = serde_json::from_str(text)
             .map_err(|error| ModelConfigError::Syntax { message: error.to_string() })?;
         let reader = Reader(&object);
-        let config = match object.get("model_type").and_then(Value::as_str) {
+        let config = match reader.family() {
             Some("llama") => {
                 reader.refuse_unless(&LLAMA_FIXED)?;
                 Self::Llama(reader.llama()?)
@@ -94,9 +101,10 @@ impl ModelConfig {
 
 impl ModelConfig {
     /// The architecture in transformers that computes this model: Granite is Llama with factors on
-    /// scores, residual branches and logits.
+    /// scores, residual branches and logits. `grove` where there is none.
     fn hf_model_type(&self) -> &'static str {
         match self {
+            _ if !self.spec().residual.is_plain() => "grove",
             Self::Llama(config) if config.parametrization != Parametrization::Standard => "granite",
             _ => self.model_type(),
         }
@@ -220,6 +228,7 @@ impl Reader<'_> {
             base_hidden_size: self.size_if_any("base_hidden_size")?,
             base_head_dim: self.size_if_any("base_head_dim")?,
             base_num_hidden_layers: self.size_if_any("base_num_hidden_layers")?,
+            residual: self.residual()?,
         })
     }
 
@@ -242,7 +251,27 @@ impl Reader<'_> {
             n_inner: self.size_if_any("n_inner")?.unwrap_or(n_embd.saturating_mul(4)),
             layer_norm_epsilon: self.number("layer_norm_epsilon", 1e-5)?,
             initializer_range: self.number("initializer_range", 0.02)?,
+            residual: self.residual()?,
         })
+    }
+
+    /// The family whose keys these are: `model_type`, or of our own `grove` what it says beside it.
+    fn family(&self) -> Option<&str> {
+        match self.get("model_type").and_then(Value::as_str) {
+            Some("grove") => self.get("grove_family").and_then(Value::as_str),
+            other => other,
+        }
+    }
+
+    /// The residual form of a `grove`; every other model has the plain one.
+    fn residual(&self) -> Result<ResidualForm, ModelConfigError> {
+        let expected = "a table with norm, gain, skip and scalar_biases";
+        match (self.get("model_type").and_then(Value::as_str), self.get("residual")) {
+            (Some("grove"), Some(form)) => serde_json::from_value(form.clone())
+                .map_err(|_| self.unsupported("residual", expected)),
+            (Some("grove"), None) => Err(self.wrong("residual", expected)),
+            _ => Ok(ResidualForm::default()),
+        }
     }
 
     /// The rotary base: in `rope_parameters` (transformers 5), else at the top (4), else 10000.

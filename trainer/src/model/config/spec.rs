@@ -4,9 +4,9 @@
 //! Legend: V `vocab_size`, D `hidden_size`, L `num_layers`, N `num_heads`, K `num_kv_heads`,
 //! H `head_dim`, F `intermediate_size`, T sequence length.
 
-use crate::model::scaling::Scaling;
-
+use crate::model::residual::ResidualForm;
 use crate::model::rope_scaling::RopeScaling;
+use crate::model::scaling::Scaling;
 
 /// Which normalization a decoder uses before attention, before the MLP and at its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub struct DecoderSpec {
     pub bias: bool,
     /// Whether the head is the embedding, one parameter used twice.
     pub tied: bool,
+    /// The form of the residual stream.
+    pub residual: ResidualForm,
     /// The size relative to the base of its parametrization.
     pub scaling: Scaling,
     /// Blocks of the depth that the residual stream's writers are initialized for.
@@ -106,7 +108,7 @@ impl DecoderSpec {
     /// Llama, untied: `2 V D + L (matrices + 2 D) + D`. GPT-2: `V D + P D + L (matrices + biases +
     /// 4 D) + 2 D`, biases `N H + 2 K H + D + F + D`. Worked: GPT-2 small (V 50257, P 1024, D 768,
     /// L 12, F 3072) has `38,597,376 + 786,432 + 12 (7,077,888 + 6,912 + 3,072) + 1,536
-    /// = 124,439,808`.
+    /// = 124,439,808`. Another residual form has other norms, and numbers of its own.
     pub fn num_parameters(&self) -> u64 {
         let [v, d, l, n, k, h, f] = [
             self.vocab_size,
@@ -118,9 +120,9 @@ impl DecoderSpec {
             self.intermediate_size,
         ]
         .map(|size| size as u64);
-        let norm = match self.norm {
-            NormKind::Rms => d,
-            NormKind::Layer => 2 * d,
+        let norm = |width: u64| match self.norm {
+            NormKind::Rms => width,
+            NormKind::Layer => 2 * width,
         };
         let positions = match self.position {
             Position::Rotary { .. } => 0,
@@ -131,9 +133,11 @@ impl DecoderSpec {
             Mlp::Gelu => f + d,
         };
         let biases = if self.bias { n * h + 2 * k * h + d + mlp_biases } else { 0 };
-        let block = self.block_matmul_parameters() + biases + 2 * norm;
+        let around = self.residual.block_parameters(norm, (d, [n * h, f]));
+        let block = self.block_matmul_parameters() + biases + around;
         let heads = if self.tied { 1 } else { 2 };
-        heads * v * d + positions + l * block + norm
+        let last = if self.residual.has_final_norm() { norm(d) } else { 0 };
+        heads * v * d + positions + l * block + last + u64::from(self.residual.scalar_biases)
     }
 
     /// Floating-point operations per trained token, forward and backward:

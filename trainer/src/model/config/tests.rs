@@ -12,6 +12,7 @@ fn gpt2_small() -> ModelConfig {
         n_inner: 3072,
         layer_norm_epsilon: 1e-5,
         initializer_range: 0.02,
+        residual: ResidualForm::default(),
     })
 }
 
@@ -30,6 +31,7 @@ fn llama_8b() -> LlamaConfig {
         rope_scaling: None,
         tie_word_embeddings: false,
         initializer_range: 0.02,
+        residual: ResidualForm::default(),
         parametrization: Parametrization::Standard,
         base_hidden_size: None,
         base_head_dim: None,

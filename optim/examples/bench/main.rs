@@ -4,9 +4,12 @@
 //! the rounds of all rows take turns, so that other load hits them alike.
 //!
 //! With a number of parameters as its argument it is the one half of `scripts/bench-optim`: for each
-//! line of its input, which names a row, it does that work once and prints the seconds. `cached ROW`
-//! does as much work on a part that stays in the nearest caches: what arithmetic alone takes.
+//! line of its input, which names a row, it does that work once and prints the seconds and the bytes a
+//! parameter. `windows ROW` prints the seconds of a triad, of the rule and of its arithmetic alone, on
+//! a part that stays in the nearest caches, as `windows.rs` measures them.
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
+
+mod windows;
 
 use grove_optim::{
     AdamW8bitConfig, AdamWConfig, BLOCK_ELEMENTS, Elements, Lion8bitConfig, LionConfig, Rule,
@@ -15,6 +18,7 @@ use grove_optim::{
 };
 use half::bf16;
 use std::io::Write;
+use std::ops::Range;
 use std::time::Instant;
 
 const NUM_PARAMS: usize = 34 << 20;
@@ -81,44 +85,28 @@ fn seconds(work: &Work, buffers: &mut Buffers, step: u64) -> grove_optim::Result
 /// Answers the script's lines.
 fn serve(numel: usize) -> grove_optim::Result<()> {
     let (rows, mut buffers) = (rows()?, Buffers::new(numel));
-    let mut small = Buffers::new(NUM_THREADS * CACHED_PIECE);
+    let mut parts = Vec::new();
     for (index, line) in std::io::stdin().lines().map_while(Result::ok).enumerate() {
-        let step = index as u64 + 1;
-        let (is_cached, name) = match line.strip_prefix("cached ") {
-            Some(name) => (true, name),
-            None => (false, line.as_str()),
-        };
+        let of_windows = line.strip_prefix("windows ");
+        let name = of_windows.unwrap_or(&line);
         let row = rows.iter().find(|(row, _)| *row == name);
         let work = &row.expect("the script names the table's rows").1;
-        let seconds = match is_cached {
-            false => seconds(work, &mut buffers, step)?,
-            true => cached(work, &mut small, (numel, step))?,
-        };
-        println!("{seconds} {}", bytes(work));
+        match (of_windows, work) {
+            (Some(_), Work::Update { rule, .. }) => {
+                if parts.is_empty() {
+                    parts = windows::Part::all(numel);
+                }
+                let [triad, own, cached] = windows::measure(rule, &mut parts, numel)?;
+                println!("{triad} {own} {cached}");
+            }
+            _ => println!("{} {}", seconds(work, &mut buffers, index as u64 + 1)?, bytes(work)),
+        }
         std::io::stdout().flush().expect("the script reads");
     }
     Ok(())
 }
 
-/// Seconds for `numel` elements, a small part again and again, each thread its own.
-fn cached(
-    work: &Work,
-    buffers: &mut Buffers,
-    (numel, step): (usize, u64),
-) -> grove_optim::Result<f64> {
-    let Work::Update { rule, copies } = work else { return Ok(0.0) };
-    let (head, tail) = elements(rule, buffers, *copies).split_at(CACHED_PIECE);
-    let rounds = numel.div_ceil(NUM_THREADS * CACHED_PIECE);
-    let scalars = scalars(step);
-    let start = Instant::now();
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| again(rule, tail, rounds, &scalars));
-        again(rule, head, rounds, &scalars)?;
-        other.join().expect("an update does not panic")
-    })?;
-    Ok(start.elapsed().as_secs_f64())
-}
-
+/// Updates the same elements again and again.
 fn again(
     rule: &Rule,
     mut elements: Elements<f32>,
@@ -219,13 +207,21 @@ fn triad(buffers: &mut Buffers) {
         let [a, c] = &mut buffers.values;
         let (b, c) = (buffers.grad.chunks(piece), c.chunks(piece));
         for ((a, b), c) in a.chunks_mut(piece).zip(b).zip(c) {
-            scope.spawn(move || {
-                for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
-                    *a = b + 0.5 * c;
-                }
-            });
+            scope.spawn(move || triad_of(a, b, c));
         }
     });
+}
+
+fn triad_of(a: &mut [f32], b: &[f32], c: &[f32]) {
+    for ((a, b), c) in a.iter_mut().zip(b).zip(c) {
+        *a = b + 0.5 * c;
+    }
+}
+
+/// A triad of some elements, on this thread.
+fn triad_part(buffers: &mut Buffers, range: Range<usize>) {
+    let [a, c] = &mut buffers.values;
+    triad_of(&mut a[range.clone()], &buffers.grad[range.clone()], &c[range]);
 }
 
 fn update(rule: &Rule, buffers: &mut Buffers, copies: bool, step: u64) -> grove_optim::Result<()> {
