@@ -116,7 +116,7 @@ impl Ours {
         let Self { workspace, shape, qkv, out, lse, d_out, d_qkv } = self;
         let shape = (&*shape, segments);
         attention::forward(workspace, shape, qkv, out, lse);
-        attention::backward(workspace, shape, Saved { qkv, out, lse }, d_out, d_qkv);
+        attention::backward(workspace, shape, Saved { qkv, out, lse }, d_out, (d_qkv, None));
     }
 }
 

@@ -71,7 +71,7 @@ fn attention_seconds(
     let (qkv, d_out) = (random(kv), random(out));
     median(|| {
         let output = attention.forward(compute, &qkv);
-        let _d_qkv = attention.backward(compute, &qkv, &output, &d_out);
+        let _d_qkv = attention.backward((compute, None), &qkv, &output, &d_out);
     })
 }
 

@@ -35,6 +35,7 @@ use self::forward::{Forward, ForwardChunk};
 use self::geometry::Geometry;
 use self::isa::{Isa, Task};
 use super::pool::DisjointMut;
+use super::rope::{Positions, Rope};
 
 /// Chunks for each thread, where there is a choice: so many even out what they cost.
 const CHUNKS_PER_THREAD: usize = 4;
@@ -91,6 +92,15 @@ impl AttentionShape {
         let fit = |segments: &Segments| segments.fit(self.batch, self.sequence_length);
         assert!(segments.is_none_or(fit), "the segments are those of another batch than {self:?}");
     }
+}
+
+/// A rotation of the rows of q and k.
+#[derive(Clone, Copy)]
+pub struct Turned<'a> {
+    /// Its tables.
+    pub rope: &'a Rope,
+    /// The position of each row.
+    pub positions: Positions<'a>,
 }
 
 /// What the forward pass leaves for the backward pass.
@@ -162,7 +172,8 @@ pub fn forward<E: Element>(
 /// # Shapes
 /// - `saved`: the input and the outputs of the forward pass at the same `shape` and segments
 /// - `d_out`: `[B * T, N * H]`, gradient of `out`
-/// - `d_qkv`: `[B * T, (N + 2 K) * H]`, written in full
+/// - `d_qkv`: `[B * T, (N + 2 K) * H]`, written in full; with `turned`, by which q and k were turned
+///   before the forward pass, it is the gradient before that
 ///
 /// # Panics
 /// As [`forward`].
@@ -174,7 +185,7 @@ pub fn backward<E: Element>(
     (shape, segments): (&AttentionShape, Option<&Segments>),
     saved: Saved<'_, E>,
     d_out: &[E],
-    d_qkv: &mut [E],
+    (d_qkv, turned): (&mut [E], Option<Turned<'_>>),
 ) {
     shape.check();
     shape.check_segments(segments);
@@ -189,7 +200,7 @@ pub fn backward<E: Element>(
     let num_kv_heads = shape.batch * shape.num_kv_heads;
     let shares = backward_shares(&geometry, num_kv_heads, pool.num_threads());
     let d_qkv = DisjointMut::new(d_qkv);
-    let call = Backward { geometry, segments, qkv, out, lse, d_out, d_qkv };
+    let call = Backward { geometry, segments, qkv, out, lse, d_out, d_qkv, turned };
     pool.for_each_with(scratch, num_kv_heads * shares.len(), |scratch, chunk| {
         let (at, share) = (chunk / shares.len(), shares[chunk % shares.len()]);
         let (sequence, kv_head) = (at / shape.num_kv_heads, at % shape.num_kv_heads);

@@ -21,22 +21,23 @@ const POLYNOMIAL: [f32; 6] =
 /// `e^x`, off by at most 2 units in the last place for `x` in `[-87.3, 88.3]`.
 ///
 /// Below that range it falls to exactly 0 (`x < -87.7`), above it rises to infinity (`x > 88.4`).
-/// A NaN gives a NaN.
+/// A NaN gives a NaN. Products are fused with sums at every level, in software where a processor
+/// cannot.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     // Comparisons are false for a NaN, which therefore passes through.
     let x = if x < LOWEST { LOWEST } else { x };
     let x = if x > HIGHEST { HIGHEST } else { x };
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let exponent = shifted - ROUND;
-    let r = (x - exponent * LN_2_HIGH) - exponent * LN_2_LOW;
+    let r = exponent.mul_add(-LN_2_LOW, exponent.mul_add(-LN_2_HIGH, x));
     let mut polynomial = POLYNOMIAL[0];
-    polynomial = polynomial * r + POLYNOMIAL[1];
-    polynomial = polynomial * r + POLYNOMIAL[2];
-    polynomial = polynomial * r + POLYNOMIAL[3];
-    polynomial = polynomial * r + POLYNOMIAL[4];
-    polynomial = polynomial * r + POLYNOMIAL[5];
-    let mantissa = polynomial * (r * r) + r + 1.0;
+    polynomial = polynomial.mul_add(r, POLYNOMIAL[1]);
+    polynomial = polynomial.mul_add(r, POLYNOMIAL[2]);
+    polynomial = polynomial.mul_add(r, POLYNOMIAL[3]);
+    polynomial = polynomial.mul_add(r, POLYNOMIAL[4]);
+    polynomial = polynomial.mul_add(r, POLYNOMIAL[5]);
+    let mantissa = polynomial.mul_add(r * r, r) + 1.0;
     // The low bits of `shifted` are the exponent; -127 gives the f32 zero, 128 gives infinity.
     let power_of_two = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     mantissa * power_of_two

@@ -22,6 +22,8 @@ mod words;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 
+use std::fmt::Debug;
+
 use half::bf16;
 
 use self::words::Words;
@@ -40,6 +42,12 @@ pub struct Operand<'a> {
     pub transposed: bool,
 }
 
+/// Work on finished rows of a product, a row at a time.
+pub trait Finish: Debug + Sync {
+    /// Changes `rows`, whole rows `[.., N]` from row `first_row` of the product on.
+    fn finish(&self, first_row: usize, rows: &mut [bf16]);
+}
+
 /// What becomes of a product `[M, N]`.
 #[derive(Debug)]
 pub enum Output<'a> {
@@ -51,6 +59,8 @@ pub enum Output<'a> {
         base: Option<&'a [bf16]>,
         /// `[N]`, added to each row.
         bias: Option<&'a [bf16]>,
+        /// What is done to whole rows, while they are still in a cache.
+        finish: Option<&'a dyn Finish>,
     },
     /// Kept in f32.
     Wide {

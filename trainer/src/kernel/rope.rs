@@ -118,6 +118,34 @@ impl Rope {
         self.turn(pool, qkv, layout, positions, Direction::Forward);
     }
 
+    /// [`Rope::apply`] to rows from row `first` on of a larger `qkv`, on the calling thread.
+    ///
+    /// # Panics
+    /// If `rows` are not whole rows, or the tables are too short or made for another head dim.
+    pub fn apply_to_rows<E: Element>(
+        &self,
+        (first_row, rows): (usize, &mut [E]),
+        layout: QkvLayout,
+        positions: Positions<'_>,
+    ) {
+        assert_eq!(layout.head_dim, self.head_dim, "the tables are for this head dim");
+        assert!(rows.len().is_multiple_of(layout.row_len()), "whole rows");
+        let (rope, direction) = (self, Direction::Forward);
+        Level::detect().run(TurnBlock { rope, qkv: rows, layout, first_row, positions, direction });
+    }
+
+    /// Cosines and sines of row `row`, `[H / 2]` each.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize, positions: Positions<'_>) -> (&[f32], &[f32]) {
+        let position = match positions {
+            Positions::Counted(len) => row % len,
+            Positions::Listed(list) => list[row] as usize,
+        };
+        let half = self.head_dim / 2;
+        let table = position * half..(position + 1) * half;
+        (&self.cos[table.clone()], &self.sin[table])
+    }
+
     /// The gradient of [`Rope::apply`], in place on the gradient of its output: turns back.
     ///
     /// # Panics
@@ -187,13 +215,8 @@ impl<E: Element> Body for TurnBlock<'_, E> {
         let mut turned_sin = vec![0.0f32; half];
         let rows = self.qkv.chunks_exact_mut(self.layout.row_len());
         for (number, row) in (self.first_row..).zip(rows) {
-            let position = match self.positions {
-                Positions::Counted(len) => number % len,
-                Positions::Listed(list) => list[number] as usize,
-            };
-            let table = position * half..(position + 1) * half;
-            let cos = &self.rope.cos[table.clone()];
-            turned_sin.copy_from_slice(&self.rope.sin[table]);
+            let (cos, sin) = self.rope.row(number, self.positions);
+            turned_sin.copy_from_slice(sin);
             if self.direction == Direction::Backward {
                 for sin in &mut turned_sin {
                     *sin = -*sin;

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::compute::{Compute, per_element};
 use super::config::DecoderSpec;
+use super::rotary::{Rotary, Turn};
 use super::segments::Segments;
 use crate::kernel::{attention as kernel, view};
 
@@ -85,26 +86,32 @@ impl<'a> Attention<'a> {
         AttentionOutput { out: self.merge(&out), saved: Saved::LogSumExp(log_sum_exp) }
     }
 
-    /// The gradient of `qkv`, `[B * S, (N + 2 K) * H]`, for the gradient `d_out` of the result.
+    /// The gradient of `qkv` before `rotary` rotated it, `[B * S, (N + 2 K) * H]`, for the gradient
+    /// `d_out` of the result.
     ///
     /// # Shapes
     /// - `qkv` as in the forward; `d_out`: `[B * S, N * H]`
     pub fn backward(
         &self,
-        compute: &Compute,
+        (compute, rotary): (&Compute, Option<&Rotary>),
         qkv: &Tensor,
         output: &AttentionOutput,
         d_out: &Tensor,
     ) -> Tensor {
-        match &output.saved {
+        let mut d_qkv = match &output.saved {
             Saved::Graph { inputs, result } => self.backward_graph(inputs, result, d_out),
             Saved::LogSumExp(log_sum_exp) if compute.has_kernels() => {
-                self.backward_kernel(compute, qkv, (&output.out, log_sum_exp), d_out)
+                let saved = (&output.out, log_sum_exp);
+                return self.backward_kernel((compute, rotary), qkv, saved, d_out);
             }
             Saved::LogSumExp(log_sum_exp) => {
                 self.backward_products(qkv, (&output.out, log_sum_exp), d_out)
             }
+        };
+        if let Some(rotary) = rotary {
+            rotary.turn(compute, &mut d_qkv, self, Turn::Backward);
         }
+        d_qkv
     }
 
     fn forward_kernel(&self, compute: &Compute, qkv: &Tensor) -> AttentionOutput {
@@ -125,7 +132,7 @@ impl<'a> Attention<'a> {
 
     fn backward_kernel(
         &self,
-        compute: &Compute,
+        (compute, rotary): (&Compute, Option<&Rotary>),
         qkv: &Tensor,
         (out, log_sum_exp): (&Tensor, &Tensor),
         d_out: &Tensor,
@@ -138,7 +145,7 @@ impl<'a> Attention<'a> {
                 (&self.kernel_shape(), self.segments.map(Segments::for_kernel)),
                 kernel::Saved { qkv, out, lse: view::slice(log_sum_exp) },
                 view::slice(d_out),
-                view::slice_mut(&mut d_qkv),
+                (view::slice_mut(&mut d_qkv), rotary.map(|rotary| rotary.turned(self))),
             );
         });
         d_qkv

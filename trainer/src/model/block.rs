@@ -13,7 +13,7 @@ use super::compute::Compute;
 use super::config::Mlp;
 use super::norm::NormStatistics;
 use super::ramp::{Mask, masked};
-use super::rotary::{Rotary, Turn};
+use super::rotary::Rotary;
 use super::units::Projection;
 use super::views::{Grads, Weights};
 
@@ -238,11 +238,9 @@ impl Block {
         let d_out = inside.backward(compute, params, (&out, statistics), &d_o, None);
         drop((out, d_o));
         let d_out = masked(&d_out, pass.mask.heads);
-        let mut d_qkv = pass.attention.backward(compute, &inner.qkv, &inner.attention, &d_out);
+        let turned = (compute, pass.rotary);
+        let d_qkv = pass.attention.backward(turned, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
-        if let Some(rotary) = pass.rotary {
-            rotary.turn(compute, &mut d_qkv, &pass.attention, Turn::Backward);
-        }
         let before = &self.attention.before;
         let h = inner.h_attention.take((compute, params.0), before, x);
         let dh = self.qkv.backward(compute, params, &h, &d_qkv);
@@ -267,11 +265,11 @@ impl Block {
         let compute = pass.compute;
         let params = (compute, weights);
         let (h, h_attention) = Entered::new(params, &self.attention.before, x);
-        let mut qkv = self.qkv.forward(compute, weights, &h);
+        let qkv = match pass.rotary {
+            Some(rotary) => rotary.project(params, &self.qkv, &h, &pass.attention),
+            None => self.qkv.forward(compute, weights, &h),
+        };
         drop(h);
-        if let Some(rotary) = pass.rotary {
-            rotary.turn(compute, &mut qkv, &pass.attention, Turn::Forward);
-        }
         let attention = pass.attention.forward(compute, &qkv);
         let out = masked(&attention.out, pass.mask.heads);
         let (o, o_attention) = Entered::new(params, &self.attention.inside, &out);

@@ -7,6 +7,7 @@ use super::compute::{Compute, per_element};
 use super::fp8::{self, Fp8};
 use super::units::{Orientation, Projection};
 use super::views::{Grads, Weights};
+use crate::kernel::matrix::Finish;
 use crate::kernel::{accumulate, view};
 
 impl Projection {
@@ -26,6 +27,25 @@ impl Projection {
             Some(bias) => compute.product_and_bias(&weights.get(bias), x, &matrix),
             None => compute.product(x, &matrix),
         }
+    }
+
+    /// [`Projection::forward`] with rows that are finished while they are in a cache; `None` where
+    /// that cannot be, and nothing was computed.
+    ///
+    /// # Shapes
+    /// - `x`: `[N, in]`; returns `[N, out]`
+    pub fn forward_finished(
+        &self,
+        compute: &Compute,
+        weights: &Weights<'_>,
+        x: &Tensor,
+        finish: &dyn Finish,
+    ) -> Option<Tensor> {
+        if self.may_be_fp8 && compute.fp8 != Fp8::Off {
+            return None;
+        }
+        let bias = self.bias.map(|bias| weights.get(bias));
+        compute.product_finished((x, &self.input_by_output(weights)), bias.as_ref(), finish)
     }
 
     /// `residual + x W^T + b`, rounded as [`Compute::product_added`] says.

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::compute::{Compute, Products, wide};
 use super::views::Accumulate;
-use crate::kernel::matrix::{Operand, Output};
+use crate::kernel::matrix::{Finish, Operand, Output};
 use crate::kernel::view;
 
 /// Fewer rows than this are libtorch's: the kernel packs the other factor first, which would take
@@ -14,7 +14,7 @@ const MIN_ROWS: usize = 16;
 impl Compute {
     /// `a b` for `a` `[n, k]` and `b` `[k, m]` in the compute dtype, rounded once.
     pub fn product(&self, a: &Tensor, b: &Tensor) -> Tensor {
-        if let Some(product) = self.rounded_by_kernel(a, b, None, None) {
+        if let Some(product) = self.rounded_by_kernel((a, b), None, None, None) {
             return product;
         }
         match self.products {
@@ -25,7 +25,7 @@ impl Compute {
 
     /// `bias + a b`, rounded once; `bias` is `[m]`.
     pub fn product_and_bias(&self, bias: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
-        match self.rounded_by_kernel(a, b, None, Some(bias)) {
+        match self.rounded_by_kernel((a, b), None, Some(bias), None) {
             Some(product) => product,
             None => self.added(bias, a, b),
         }
@@ -39,13 +39,23 @@ impl Compute {
         (a, b): (&Tensor, &Tensor),
         bias: Option<&Tensor>,
     ) -> Tensor {
-        if let Some(product) = self.rounded_by_kernel(a, b, Some(base), bias) {
+        if let Some(product) = self.rounded_by_kernel((a, b), Some(base), bias, None) {
             return product;
         }
         match bias {
             Some(bias) => self.added(&(base + bias), a, b),
             None => self.added(base, a, b),
         }
+    }
+
+    /// `a b + bias`, rounded and then finished row by row, if the kernel takes these factors.
+    pub(crate) fn product_finished(
+        &self,
+        (a, b): (&Tensor, &Tensor),
+        bias: Option<&Tensor>,
+        finish: &dyn Finish,
+    ) -> Option<Tensor> {
+        self.rounded_by_kernel((a, b), None, bias, Some(finish))
     }
 
     fn added(&self, base: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
@@ -73,6 +83,7 @@ impl Compute {
                 to: view::slice_mut(target),
                 base: None,
                 bias: None,
+                finish: None,
             }),
             Kind::Float => {
                 self.multiply(a, b, || Output::Wide { to: view::slice_mut(target), add })
@@ -99,10 +110,10 @@ impl Compute {
     /// `a b + base + bias` by the kernel, if it takes them.
     fn rounded_by_kernel(
         &self,
-        a: &Tensor,
-        b: &Tensor,
+        (a, b): (&Tensor, &Tensor),
         base: Option<&Tensor>,
         bias: Option<&Tensor>,
+        finish: Option<&dyn Finish>,
     ) -> Option<Tensor> {
         if self.products != Products::Kernel {
             return None;
@@ -113,6 +124,7 @@ impl Compute {
             to: view::slice_mut(&mut product),
             base: base.as_ref().map(view::slice),
             bias: bias.map(view::slice),
+            finish,
         });
         done.then_some(product)
     }

@@ -1,11 +1,16 @@
 //! Rotary position embedding (Su et al. 2021, arXiv:2104.09864, eq. 34) in the half-split form of
 //! Hugging Face: pair `i` of a head is (element `i`, element `i + head_dim / 2`).
 
+use half::bf16;
 use tch::{Kind, Tensor};
 
 use super::attention::Attention;
 use super::compute::{Compute, per_element};
 use super::config::DecoderSpec;
+use super::units::Projection;
+use super::views::Weights;
+use crate::kernel::attention::Turned;
+use crate::kernel::matrix::Finish;
 use crate::kernel::rope::{Positions, QkvLayout, Rope};
 use crate::kernel::view;
 
@@ -29,6 +34,20 @@ pub enum Turn {
     Forward,
     /// By the negative angle.
     Backward,
+}
+
+/// A rotation of the rows of one micro-batch, done by the product that makes them.
+#[derive(Debug)]
+struct Rows<'a> {
+    rope: &'a Rope,
+    layout: QkvLayout,
+    positions: Positions<'a>,
+}
+
+impl Finish for Rows<'_> {
+    fn finish(&self, first_row: usize, rows: &mut [bf16]) {
+        self.rope.apply_to_rows((first_row, rows), self.layout, self.positions);
+    }
 }
 
 impl Rotary {
@@ -62,6 +81,37 @@ impl Rotary {
         }
     }
 
+    /// Rotated q, k and v of `x`: what [`Rotary::turn`] makes of `projection`'s result.
+    ///
+    /// # Shapes
+    /// - `x`: `[B * S, D]`; returns `[B * S, (N + 2 K) * H]`
+    pub fn project(
+        &self,
+        (compute, weights): (&Compute, &Weights<'_>),
+        projection: &Projection,
+        x: &Tensor,
+        attention: &Attention<'_>,
+    ) -> Tensor {
+        if compute.has_kernels() {
+            let Turned { rope, positions } = self.turned(attention);
+            let rows = Rows { rope, layout: self.kernel.1, positions };
+            if let Some(qkv) = projection.forward_finished(compute, weights, x, &rows) {
+                return qkv;
+            }
+        }
+        let mut qkv = projection.forward(compute, weights, x);
+        self.turn(compute, &mut qkv, attention, Turn::Forward);
+        qkv
+    }
+
+    /// The rotation for the CPU's kernels, whose lists of positions lie in this process's memory.
+    pub(super) fn turned<'a>(&'a self, attention: &Attention<'a>) -> Turned<'a> {
+        let listed = attention.segments.map(|segments| segments.position_ids());
+        let counted = Positions::Counted(attention.sequence_length as usize);
+        let positions = listed.map_or(counted, |listed| Positions::Listed(view::slice(listed)));
+        Turned { rope: &self.kernel.0, positions }
+    }
+
     /// Rotates the q and k heads of a fused `qkv` in place, by their positions in their rows or,
     /// where rows are cut, in their segments.
     ///
@@ -76,15 +126,12 @@ impl Rotary {
             return fused.rotate(qkv, (self.num_heads, sign), tables, (sequence_length, listed));
         }
         if compute.has_kernels() {
-            let (rope, layout) = &self.kernel;
-            let positions = listed.map_or(Positions::Counted(sequence_length as usize), |listed| {
-                Positions::Listed(view::slice(listed))
-            });
+            let (Turned { rope, positions }, layout) = (self.turned(attention), self.kernel.1);
             return per_element!(compute, E => {
                 let qkv = view::slice_mut::<E>(qkv);
                 match turn {
-                    Turn::Forward => rope.apply(&compute.pool, qkv, *layout, positions),
-                    Turn::Backward => rope.apply_backward(&compute.pool, qkv, *layout, positions),
+                    Turn::Forward => rope.apply(&compute.pool, qkv, layout, positions),
+                    Turn::Backward => rope.apply_backward(&compute.pool, qkv, layout, positions),
                 }
             });
         }

@@ -10,6 +10,7 @@
 )]
 #![allow(unsafe_code, reason = "vector intrinsics, raw loads, disjoint rows of the gradient")]
 
+use super::Turned;
 use super::element::Element;
 use super::forward::{as_words, row_vector};
 use super::geometry::{Geometry, Units};
@@ -31,6 +32,7 @@ pub(super) struct Backward<'a, E> {
     pub(super) lse: &'a [f32],
     pub(super) d_out: &'a [E],
     pub(super) d_qkv: DisjointMut<'a, E>,
+    pub(super) turned: Option<Turned<'a>>,
 }
 
 /// Which gradients a chunk computes. Each element's sum runs in the same order in all of them.
@@ -327,7 +329,7 @@ unsafe fn write_columns<E: Element>(
 }
 
 /// Writes `factor * rows` (`[BLOCK, H]`, the bits of f32) to block `block` of slot
-/// `(sequence, slot)` of the gradient.
+/// `(sequence, slot)` of the gradient, turned back where queries and keys were turned.
 #[inline(always)]
 unsafe fn write_block<E: Element>(
     call: &Backward<'_, E>,
@@ -343,8 +345,35 @@ unsafe fn write_block<E: Element>(
         let start = geometry.qkv_start(sequence, first + row, slot);
         // No other chunk has this slot and row.
         let target = call.d_qkv.slice(start, geometry.head_dim);
-        for (to, &bits) in target.iter_mut().zip(values) {
-            *to = E::narrow(factor * f32::from_bits(bits));
+        match call.turned {
+            Some(Turned { rope, positions }) if slot < geometry.value_slot(0) => {
+                let row = sequence * geometry.sequence_length + first + row;
+                write_turned(target, values, rope.row(row, positions), factor);
+            }
+            _ => {
+                for (to, &bits) in target.iter_mut().zip(values) {
+                    *to = E::narrow(factor * f32::from_bits(bits));
+                }
+            }
         }
+    }
+}
+
+/// Writes `factor * values`, the bits of f32, turned by minus the angles of `cos` and `sin`.
+#[inline(always)]
+fn write_turned<E: Element>(
+    target: &mut [E],
+    values: &[u32],
+    (cos, sin): (&[f32], &[f32]),
+    factor: f32,
+) {
+    let half = target.len() / 2;
+    let (first, second) = target.split_at_mut(half);
+    let (x, y) = values[..2 * half].split_at(half);
+    let (cos, sin, second) = (&cos[..half], &sin[..half], &mut second[..half]);
+    for i in 0..half {
+        let (x, y) = (factor * f32::from_bits(x[i]), factor * f32::from_bits(y[i]));
+        first[i] = E::narrow(x * cos[i] + y * sin[i]);
+        second[i] = E::narrow(y * cos[i] - x * sin[i]);
     }
 }

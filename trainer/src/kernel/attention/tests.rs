@@ -2,6 +2,7 @@
 
 mod reference;
 mod segments;
+mod turned;
 
 use self::reference::{normal, reference};
 use super::{AttentionShape, Element, Level, Saved, Segments, Workspace, backward, forward};
@@ -45,7 +46,7 @@ impl Case {
         let mut d_qkv = vec![nan; shape.qkv_len()];
         forward(workspace, (shape, segments), qkv, &mut out, &mut lse);
         let saved = Saved { qkv, out: &out, lse: &lse };
-        backward(workspace, (shape, segments), saved, d_out, &mut d_qkv);
+        backward(workspace, (shape, segments), saved, d_out, (&mut d_qkv, None));
         Results { out, lse, d_qkv }
     }
 

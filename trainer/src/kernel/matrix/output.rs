@@ -11,25 +11,47 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::Output;
 use super::pack::{mask, touch};
 use super::tile::{LANES, PANEL, Sums};
+use super::{Finish, Output};
 use crate::kernel::pool::DisjointMut;
 
 /// [`Output`], shared among threads.
 pub(super) enum Target<'a> {
-    Rounded { to: DisjointMut<'a, bf16>, base: Option<&'a [bf16]>, bias: Option<&'a [bf16]> },
-    Wide { to: DisjointMut<'a, f32>, add: bool },
+    Rounded {
+        to: DisjointMut<'a, bf16>,
+        base: Option<&'a [bf16]>,
+        bias: Option<&'a [bf16]>,
+        finish: Option<&'a dyn Finish>,
+    },
+    Wide {
+        to: DisjointMut<'a, f32>,
+        add: bool,
+    },
 }
 
 impl<'a> Target<'a> {
     pub(super) fn new(output: Output<'a>) -> Self {
         match output {
-            Output::Rounded { to, base, bias } => {
-                Self::Rounded { to: DisjointMut::new(to), base, bias }
+            Output::Rounded { to, base, bias, finish } => {
+                Self::Rounded { to: DisjointMut::new(to), base, bias, finish }
             }
             Output::Wide { to, add } => Self::Wide { to: DisjointMut::new(to), add },
         }
+    }
+
+    /// Whether rows want to be finished.
+    pub(super) fn has_finish(&self) -> bool {
+        matches!(self, Self::Rounded { finish: Some(_), .. })
+    }
+
+    /// Finishes `rows`, which are stored, where that is wanted.
+    ///
+    /// # Safety
+    /// No other thread has these rows.
+    pub(super) unsafe fn finish(&self, rows: Range<usize>, num_columns: usize) {
+        let Self::Rounded { to, finish: Some(finish), .. } = self else { return };
+        finish.finish(rows.start, to.slice(rows.start * num_columns, rows.len() * num_columns));
     }
 
     /// Asks for what [`Target::put`] will read and write, ahead of the product: these short rows lie
@@ -65,7 +87,7 @@ impl<'a> Target<'a> {
         for (m, sums) in sums.iter().enumerate() {
             let start = (row + m) * num_columns + first;
             match self {
-                Self::Rounded { to, base, bias } => {
+                Self::Rounded { to, base, bias, .. } => {
                     let to = to.slice(start, width);
                     let base = base.map(|base| &base[start..start + width]);
                     let bias = bias.map(|bias| &bias[first..first + width]);

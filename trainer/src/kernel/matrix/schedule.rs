@@ -64,7 +64,12 @@ pub(super) fn multiply(
         let pieces = pieces.max(wanted).min(num_tiles);
         pool.for_each_with(scratch, pieces, |scratch, piece| {
             let rows = part(num_tiles, left.rows, (piece, pieces));
-            run(Piece { job: &job, rows, panels: 0..num_panels, packed: Some(packed), scratch });
+            let panels = 0..num_panels;
+            let piece =
+                Piece { job: &job, rows: rows.clone(), panels, packed: Some(packed), scratch };
+            run(piece);
+            // SAFETY: the piece has all columns of these rows.
+            unsafe { job.target.finish(rows, right.columns) };
         });
         return;
     }
@@ -75,6 +80,14 @@ pub(super) fn multiply(
         let panel = piece % num_panels;
         run(Piece { job: &job, rows, panels: panel..panel + 1, packed: None, scratch });
     });
+    if job.target.has_finish() {
+        let pieces = wanted.min(num_tiles);
+        pool.for_each(pieces, |piece| {
+            let rows = part(num_tiles, left.rows, (piece, pieces));
+            // SAFETY: pieces share no rows, and all are stored.
+            unsafe { job.target.finish(rows, right.columns) };
+        });
+    }
 }
 
 /// Rows of part `part.0` of `part.1`, in whole tiles but for the last.

@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use super::{Multiplier, Operand, Output};
+use super::{Finish, Multiplier, Operand, Output};
 use crate::kernel::pool::Pool;
 use crate::kernel::testing::{exact, sample};
 
@@ -114,8 +114,9 @@ fn products_are_rounded_once_after_base_and_bias() {
         let ([m, _, n], expected) = (case.shape, case.expected());
         let (base, bias) = (sample::<bf16>(m * n, 3.0), sample::<bf16>(n, 2.0));
         let mut found = vec![bf16::ZERO; m * n];
-        let output = Output::Rounded { to: &mut found, base: Some(&base), bias: Some(&bias) };
-        case.multiply(2, output);
+        let (base, bias) = (Some(&base[..]), Some(&bias[..]));
+        case.multiply(2, Output::Rounded { to: &mut found, base, bias, finish: None });
+        let (base, bias) = (base.expect("given"), bias.expect("given"));
         for (index, (sum, size)) in expected.iter().enumerate() {
             let sum = sum + f64::from(base[index].to_f32()) + f64::from(bias[index % n].to_f32());
             let error = (f64::from(found[index].to_f32()) - sum).abs();
@@ -130,7 +131,7 @@ fn a_rounded_product_is_the_wide_one_rounded() {
         let mut wide = vec![0.0f32; case.shape[0] * case.shape[2]];
         case.multiply(1, Output::Wide { to: &mut wide, add: false });
         let mut found = vec![bf16::ZERO; wide.len()];
-        case.multiply(1, Output::Rounded { to: &mut found, base: None, bias: None });
+        case.multiply(1, Output::Rounded { to: &mut found, base: None, bias: None, finish: None });
         assert!(found.iter().zip(&wide).all(|(found, wide)| *found == bf16::from_f32(*wide)));
     }
 }
@@ -183,4 +184,40 @@ fn panels_of_a_thread_are_those_of_all() {
     let (all, some) = (product(0..n), product(4100..n));
     let expected = all.chunks_exact(n).flat_map(|row| &row[4100..]);
     assert!(expected.eq(&some), "the last 100 columns");
+}
+
+/// Doubles each element and adds its row's number, so that it shows whether and how often it ran.
+#[derive(Debug)]
+struct Numbered {
+    columns: usize,
+}
+
+impl Finish for Numbered {
+    fn finish(&self, first_row: usize, rows: &mut [bf16]) {
+        for (row, elements) in (first_row..).zip(rows.chunks_exact_mut(self.columns)) {
+            for element in elements {
+                *element = bf16::from_f32(2.0 * element.to_f32() + row as f32);
+            }
+        }
+    }
+}
+
+/// Shapes of both ways to share out the work: panels for all threads, and panels of a thread.
+#[test]
+fn each_row_is_finished_once() {
+    for [m, k, n] in [[1, 3, 5], [70, 64, 100], [300, 2100, 4200]] {
+        let (a, b) = (sample::<bf16>(m * k, 1.0), sample::<bf16>(k * n, 1.0));
+        let left = Operand { elements: &a, rows: m, columns: k, transposed: false };
+        let right = Operand { elements: &b, rows: k, columns: n, transposed: true };
+        let Some(mut multiplier) = Multiplier::detect(Pool::new(3)) else { return };
+        let mut product = |finish| {
+            let mut to = vec![bf16::ZERO; m * n];
+            let output = Output::Rounded { to: &mut to, base: None, bias: None, finish };
+            multiplier.multiply(left, right, output);
+            to
+        };
+        let (numbered, mut expected) = (Numbered { columns: n }, product(None));
+        numbered.finish(0, &mut expected);
+        assert_eq!(product(Some(&numbered)), expected, "{m} {k} {n}");
+    }
 }
