@@ -31,6 +31,7 @@ mod recompute;
 mod resume;
 mod rules;
 mod saving;
+mod steady;
 mod stopping;
 mod watchdog;
 mod whole;

@@ -12,7 +12,7 @@ use crate::config::Plan;
 use crate::corpus::step_of;
 use crate::metrics::{
     Communication, DistillRecord, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu,
-    peak_resident_bytes,
+    pages_given, peak_resident_bytes,
 };
 use crate::pass::Traffic;
 use crate::state::RunState;
@@ -146,6 +146,7 @@ pub fn step_record(
         phases: spent.phases,
         unit_seconds: spent.unit_seconds,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
+        pages_given: pages_given().unwrap_or(0),
         energy_joules: spent.energy_joules,
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,

@@ -22,7 +22,7 @@ mod trace;
 pub use energy::EnergyMeter;
 pub use error::Error;
 pub use jsonl::MetricsFile;
-pub use memory::peak_resident_bytes;
+pub use memory::{pages_given, peak_resident_bytes};
 pub use mfu::mfu;
 pub use progress::Progress;
 pub use record::{

@@ -110,6 +110,10 @@ pub struct StepRecord {
     /// The most resident memory this rank's process has held on the host since it began
     /// (`VmHWM`), in bytes. Device memory is not measured yet.
     pub peak_memory_bytes: u64,
+    /// Pages that the system has given this rank's process since it began (minor page faults): in the
+    /// steady state it stands still, as a step then uses what steps before it have freed.
+    #[serde(default)]
+    pub pages_given: u64,
     /// Energy of this step in joules; `None` where it cannot be measured.
     pub energy_joules: Option<f64>,
     /// Seconds of each phase in each unit, on this rank; only of steps that are profiled.

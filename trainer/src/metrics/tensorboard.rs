@@ -131,6 +131,7 @@ fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
         ("speed/step_seconds".to_string(), record.step_seconds),
         ("cost/total_flops".to_string(), record.total_flops),
         ("cost/peak_memory_bytes".to_string(), record.peak_memory_bytes as f64),
+        ("cost/pages_given".to_string(), record.pages_given as f64),
     ];
     scalars.extend(record.energy_joules.map(|joules| ("cost/energy_joules".to_string(), joules)));
     if let Some(distill) = &record.distill {

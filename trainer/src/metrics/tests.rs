@@ -43,6 +43,7 @@ fn step_record(step: u64) -> StepRecord {
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
         unit_seconds: UnitSeconds::new(),
         peak_memory_bytes: 1_288_490_189,
+        pages_given: 4_000,
         energy_joules: Some(12.5),
         communication: Communication {
             seconds: 0.03,

@@ -6,8 +6,8 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::super::energy::EnergyMeter;
-use super::super::memory::parse_high_water_bytes;
-use super::super::{mfu, peak_resident_bytes};
+use super::super::memory::{parse_high_water_bytes, parse_minor_faults};
+use super::super::{mfu, pages_given, peak_resident_bytes};
 
 #[test]
 fn utilization_is_achieved_over_possible_flops() {
@@ -61,5 +61,15 @@ fn peak_memory_is_the_high_water_mark() {
     assert_eq!(parse_high_water_bytes("Name:\tgrove\n"), None);
     if cfg!(target_os = "linux") {
         assert!(peak_resident_bytes().unwrap() > 100_000);
+    }
+}
+
+#[test]
+fn pages_given_are_the_minor_faults() {
+    let stat = "17 (a (b) c) S 1 17 17 0 -1 4194304 4321 9 0 0 3 1\n";
+    assert_eq!(parse_minor_faults(stat), Some(4321));
+    assert_eq!(parse_minor_faults("17 (grove) S"), None);
+    if cfg!(target_os = "linux") {
+        assert!(pages_given().unwrap() > 100);
     }
 }
