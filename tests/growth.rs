@@ -202,3 +202,31 @@ fn a_source_that_does_not_fit_is_refused_with_all_reasons() {
         "{text}"
     );
 }
+
+#[test]
+fn the_certificate_of_a_learned_map_says_what_learning_was_worth() {
+    let program = Program::new();
+    program.succeed(&["train", "config.toml", "--set", "run.steps=20", "--set", "run.dir=small"]);
+    let learned = [
+        "model.num_hidden_layers=4",
+        "init.growth.depth=stack",
+        "init.growth.width=equal",
+        "init.growth.learn_steps=30",
+        "optim.lr=1e-3",
+    ];
+    let sets: Vec<&str> = WIDE.iter().chain(&learned).flat_map(|over| ["--set", over]).collect();
+    let grow = ["grow", "small", "--config", "config.toml", "--out", "grown"];
+    let said = program.succeed(&[&grow[..], &sets].concat());
+    let certificate = json(&program, "grown/growth.json");
+    let map = &certificate["learned"];
+    assert_eq!((&map["steps"], &map["num_tokens"]), (&30.into(), &(30 * 2 * 16).into()));
+    let number = |value: &serde_json::Value| value.as_f64().expect("a loss");
+    let (before, after) = (number(&map["unlearned_loss"]), &certificate["measured"][0]);
+    assert!(number(&after["grown_loss"]) < before, "{said}");
+    assert!(said.contains(&format!("the map: loss {before:.6} by the operators alone")), "{said}");
+    // Where nothing is learned there is nothing to tell.
+    let plain = [&grow[..5], &["plain"]].concat();
+    let sets: Vec<&str> = WIDE.iter().flat_map(|over| ["--set", over]).collect();
+    program.succeed(&[&plain[..], &sets].concat());
+    assert!(json(&program, "plain/growth.json").get("learned").is_none());
+}

@@ -160,6 +160,9 @@ fn a_teacher_is_told_of_and_counted_as_long_as_it_counts() {
     let expected = |step: u32| (step < 6).then(|| 1.0 - f64::from(step) / 6.0);
     assert_eq!(weights, (0..10).map(expected).collect::<Vec<_>>());
     assert!(records[0]["distill"]["loss"].as_f64().expect("a divergence") > 0.0);
+    let teacher = |step: usize| records[step - 1]["memory_bytes"]["teacher"].as_u64();
+    assert!(teacher(1).expect("bytes") > 10_000, "a working copy of each weight");
+    assert_eq!(teacher(records.len()), Some(0), "it is let go");
     let flops = |record: &Value| record["total_flops"].as_f64().expect("a number");
     let cost = |index: usize| flops(&records[index]) - flops(&records[index - 1]);
     let last_taught = cost(5);

@@ -1,5 +1,7 @@
 //! Growth behind masks that rise: exact at 0, the plain model at 1, and in between the gradient of
-//! autograd in f64; then the program.
+//! autograd in f64; then runs of the program.
+
+mod runs;
 
 use std::collections::BTreeMap;
 
@@ -7,6 +9,7 @@ use grove::config::{DepthGrowth, GrowthPlan, WidthGrowth};
 use grove::growth::{NamedModel, grow, named_weights};
 use grove::model::block::Recompute;
 use grove::model::config::ModelConfig;
+use grove::model::folding::Folding;
 use grove::model::plain::{NamedWeights, PlainModel};
 use grove::model::ramp::Ramp;
 use grove::pass::{Tokens, logits};
@@ -14,7 +17,6 @@ use grove::rules::Rules;
 use tch::{Kind, Tensor};
 
 use crate::fixture::{Fixture, Subject, adamw, alone, by_name, relative_error};
-use crate::program::Program;
 
 /// Sums of a few hundred products in f64.
 const TOLERANCE: f64 = 1e-12;
@@ -22,19 +24,51 @@ const TOLERANCE: f64 = 1e-12;
 const GRADIENT_TOLERANCE: f64 = 1e-10;
 const STEPS: u64 = 8;
 
-/// The fixture's model with more neurons, blocks and, in Llamas, heads.
-fn larger(small: &ModelConfig, num_layers: usize) -> ModelConfig {
+/// How a fixture's model grows.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    /// The fixture.
+    name: &'static str,
+    depth: DepthGrowth,
+    width: WidthGrowth,
+    /// Blocks of the larger model.
+    num_layers: usize,
+    /// Channels that the residual stream gets.
+    channels: usize,
+}
+
+impl Case {
+    const fn new(name: &'static str, depth: DepthGrowth, num_layers: usize) -> Self {
+        Self { name, depth, width: WidthGrowth::Random, num_layers, channels: 0 }
+    }
+}
+
+const CASES: [Case; 8] = [
+    Case::new("llama_gqa_tied", DepthGrowth::Stack, 5),
+    Case::new("llama_mqa_untied", DepthGrowth::Interpolate, 5),
+    Case::new("llama_mha_untied", DepthGrowth::ZeroInsert, 3),
+    Case::new("gpt2_tied", DepthGrowth::Stack, 4),
+    Case::new("gpt2_tied", DepthGrowth::Lemon, 3),
+    Case { channels: 12, ..Case::new("llama_gqa_tied", DepthGrowth::Stack, 4) },
+    Case { channels: 5, ..Case::new("llama_mqa_untied", DepthGrowth::ZeroInsert, 3) },
+    // Copies keep the function by themselves, and are not masked.
+    Case { width: WidthGrowth::Equal, ..Case::new("llama_mha_untied", DepthGrowth::Stack, 4) },
+];
+
+/// The fixture's model with more blocks, neurons and, in Llamas, heads and channels.
+fn larger(small: &ModelConfig, case: &Case) -> ModelConfig {
     let mut config = small.clone();
     match &mut config {
         ModelConfig::Llama(llama) => {
+            llama.hidden_size += case.channels;
             llama.intermediate_size += 16;
             llama.num_attention_heads *= 2;
             llama.num_key_value_heads *= 2;
-            llama.num_hidden_layers = num_layers;
+            llama.num_hidden_layers = case.num_layers;
         }
         ModelConfig::Gpt2(gpt2) => {
             gpt2.n_inner += 16;
-            gpt2.n_layer = num_layers;
+            gpt2.n_layer = case.num_layers;
         }
     }
     config
@@ -47,20 +81,13 @@ struct Grown {
     ramp: Ramp,
 }
 
-fn grown(fixture: &Fixture, depth: DepthGrowth, num_layers: usize) -> Grown {
-    let (small, config) = (&fixture.config, larger(&fixture.config, num_layers));
-    let width = WidthGrowth::Random;
+fn grown(fixture: &Fixture, case: &Case) -> Grown {
+    let (small, config) = (&fixture.config, larger(&fixture.config, case));
+    let Case { depth, width, .. } = *case;
     let plan = GrowthPlan { depth, width, mask_steps: STEPS, ..GrowthPlan::DEFAULT };
     let source = Box::new(NamedModel::new(small, fixture.params()));
     let model = grow(source, &config, &plan, ("the fixture", 5)).expect("they fit");
-    let (old, new) = (small.spec(), config.spec());
-    let ramp = Ramp {
-        from_step: 3,
-        steps: STEPS,
-        blocks: depth.added_blocks(old.num_layers, new.num_layers),
-        heads: old.num_heads,
-        neurons: old.intermediate_size,
-    };
+    let ramp = plan.ramp(3, [small, &config]).expect("it has masks");
     Grown { weights: named_weights(&*model, Kind::Double), config, ramp }
 }
 
@@ -85,49 +112,49 @@ fn logits_at(grown: &Grown, fixture: &Fixture, step: u64) -> Tensor {
     found.view_as(&PlainModel::new(&grown.config).logits(&grown.weights, &inputs))
 }
 
-/// Fixtures, operators and blocks of the larger model.
-const CASES: [(&str, DepthGrowth, usize); 5] = [
-    ("llama_gqa_tied", DepthGrowth::Stack, 5),
-    ("llama_mqa_untied", DepthGrowth::Interpolate, 5),
-    ("llama_mha_untied", DepthGrowth::ZeroInsert, 3),
-    ("gpt2_tied", DepthGrowth::Stack, 4),
-    ("gpt2_tied", DepthGrowth::Lemon, 3),
-];
-
 #[test]
 fn masks_begin_with_the_small_model_and_end_with_the_plain_large_one() {
-    for (name, depth, num_layers) in CASES {
-        let fixture = Fixture::load(name);
-        let grown = grown(&fixture, depth, num_layers);
+    for case in CASES {
+        let fixture = Fixture::load(case.name);
+        let grown = grown(&fixture, &case);
         let inputs = inputs(&fixture);
         let small = PlainModel::new(&fixture.config).logits(&fixture.params(), &inputs);
         let large = PlainModel::new(&grown.config).logits(&grown.weights, &inputs);
         for (step, expected) in [(0, &small), (3, &small), (3 + STEPS, &large), (99, &large)] {
             let error = relative_error(&logits_at(&grown, &fixture, step), expected);
-            assert!(error < TOLERANCE, "{name}, {depth:?}, step {step}: {error:e}");
+            assert!(error < TOLERANCE, "{case:?}, step {step}: {error:e}");
         }
         // What was added has an effect, or there was nothing to mask.
-        assert!(relative_error(&small, &large) > 1e-3, "{name}, {depth:?}");
+        assert!(relative_error(&small, &large) > 1e-3, "{case:?}");
         let between = logits_at(&grown, &fixture, 5);
-        assert!(relative_error(&between, &small) > 1e-6, "{name}, {depth:?}");
+        assert!(relative_error(&between, &small) > 1e-6, "{case:?}");
     }
 }
 
-/// The weights of a plain model that computes what the masked one does.
-fn folded(grown: &Grown, weights: &NamedWeights, mask: f64) -> NamedWeights {
+/// The plain model that computes what the masked one does: its config and weights.
+fn folded(grown: &Grown, weights: &NamedWeights, mask: f64) -> (ModelConfig, NamedWeights) {
     let spec = grown.config.spec();
-    let rows = |old: usize, new: usize| {
+    let masks = |old: usize, new: usize| {
         let ones = Tensor::ones([new as i64], (Kind::Double, tch::Device::Cpu));
         let _ = ones.narrow(0, old as i64, (new - old) as i64).fill_(mask);
         ones
     };
-    let heads = rows(grown.ramp.heads * spec.head_dim, spec.num_heads * spec.head_dim);
-    let neurons = rows(grown.ramp.neurons, spec.intermediate_size);
+    let heads = masks(grown.ramp.heads * spec.head_dim, spec.num_heads * spec.head_dim);
+    let neurons = masks(grown.ramp.neurons, spec.intermediate_size);
+    let channels = masks(grown.ramp.channels, spec.hidden_size);
+    let share = channels.mean(Kind::Double).double_value(&[]);
     let fold = |name: &str, value: &Tensor| {
         let layer = name.split('.').find_map(|part| part.parse::<usize>().ok());
         let attention = name.contains(".o_proj.") || name.contains(".attn.c_proj.");
         let ends = attention || name.contains(".down_proj.") || name.contains(".mlp.c_proj.");
-        match layer {
+        if name.contains("embed_tokens") {
+            return value * &channels;
+        }
+        // All norms of Llamas are over the stream; those of GPT-2 have a share of 1.
+        if name.contains("norm") {
+            return value * share.sqrt();
+        }
+        let value = match layer {
             Some(layer) if ends && grown.ramp.blocks.contains(&layer) => value * mask,
             Some(_) if ends && value.dim() == 2 => {
                 let mask = if attention { &heads } else { &neurons };
@@ -135,16 +162,22 @@ fn folded(grown: &Grown, weights: &NamedWeights, mask: f64) -> NamedWeights {
                 value * if stored_by_input { mask.unsqueeze(1) } else { mask.shallow_clone() }
             }
             _ => value.shallow_clone(),
-        }
+        };
+        // Only Llamas get channels, whose maps are [out, in].
+        if ends && share < 1.0 { value * channels.unsqueeze(1) } else { value }
     };
-    weights.iter().map(|(name, value)| (name.clone(), fold(name, value))).collect()
+    let mut config = grown.config.clone();
+    if let ModelConfig::Llama(llama) = &mut config {
+        llama.rms_norm_eps *= share;
+    }
+    (config, weights.iter().map(|(name, value)| (name.clone(), fold(name, value))).collect())
 }
 
 #[test]
 fn the_gradient_behind_a_mask_is_that_of_autograd() {
-    for (name, depth, num_layers) in CASES {
-        let fixture = Fixture::load(name);
-        let grown = grown(&fixture, depth, num_layers);
+    for case in CASES {
+        let fixture = Fixture::load(case.name);
+        let grown = grown(&fixture, &case);
         let leaves: BTreeMap<String, Tensor> = grown
             .weights
             .iter()
@@ -152,8 +185,8 @@ fn the_gradient_behind_a_mask_is_that_of_autograd() {
             .collect();
         let ids = inputs(&fixture);
         let expected = tch::with_grad(|| {
-            let weights = folded(&grown, &leaves, 0.25);
-            let loss = PlainModel::new(&grown.config).loss_sum(&weights, &ids);
+            let (config, weights) = folded(&grown, &leaves, 0.25);
+            let loss = PlainModel::new(&config).loss_sum(&weights, &ids);
             Tensor::run_backward(&[loss], &leaves.values().collect::<Vec<_>>(), false, false)
         });
         let expected: BTreeMap<&String, Tensor> = leaves.keys().zip(expected).collect();
@@ -168,80 +201,40 @@ fn the_gradient_behind_a_mask_is_that_of_autograd() {
                 let difference = (&found - &expected[&param]).abs().max().double_value(&[]);
                 let scale = expected[&param].abs().max().double_value(&[]).max(1.0);
                 let error = difference / scale;
-                assert!(error < GRADIENT_TOLERANCE, "{name}, {depth:?}, {param}: {error:e}");
+                assert!(error < GRADIENT_TOLERANCE, "{case:?}, {param}: {error:e}");
             }
         }
     }
 }
 
-/// Blocks stacked, neurons and heads added at random, all behind masks from step 6 to 14.
-const STAGES: &str = r#"
-[[growth]]
-at_step = 6
-depth = "stack"
-width = "random"
-mask_steps = 8
-[growth.model]
-num_hidden_layers = 3
-num_attention_heads = 6
-num_key_value_heads = 3
-intermediate_size = 64
-"#;
-
-fn with_stages(stages: &str) -> Program {
-    let program = Program::new();
-    let config = std::fs::read_to_string(program.path("config.toml")).expect("a config");
-    std::fs::write(program.path("config.toml"), config + stages).expect("a config");
-    program
-}
-
 #[test]
-fn a_run_behind_masks_has_the_same_bits_at_every_rank_count_and_stage_and_resumes() {
-    let program = with_stages(STAGES);
-    let mut expected = None;
-    let keep = ["checkpoint.keep_last=9", "checkpoint.every=5", "parallel.keep_gathered_numel=0"];
-    for (ranks, zero) in [(1, 0), (2, 0), (4, 3)] {
-        let own = [format!("run.dir=masked-{ranks}-{zero}"), format!("parallel.zero={zero}")];
-        let own = own.each_ref().map(String::as_str);
-        program.train_in_threads(ranks, &[&own[..], &keep].concat());
-        let hash = program.hash(&format!("masked-{ranks}-{zero}"), 20);
-        assert_eq!(&hash, expected.get_or_insert(hash.clone()), "{ranks} ranks at stage {zero}");
+fn folded_weights_compute_without_masks_what_the_masked_model_does() {
+    for case in CASES {
+        let fixture = Fixture::load(case.name);
+        let grown = grown(&fixture, &case);
+        // Two steps of eight.
+        let folding = Folding::new(&grown.config, &grown.ramp, 5).expect("masks below 1");
+        let fold = |name: &str, value: &Tensor| {
+            let Some(factors) = folding.of(name) else { return value.shallow_clone() };
+            // In pieces that end within rows, as ranks own them.
+            let flat = value.view(-1);
+            let pieces = [0, 7, 50, flat.size()[0]].map(|end| end.min(flat.size()[0]));
+            let pieces = pieces.windows(2).map(|ends| {
+                factors.fold(ends[0] as usize, &flat.narrow(0, ends[0], ends[1] - ends[0]))
+            });
+            Tensor::cat(&pieces.collect::<Vec<_>>(), 0).view_as(value)
+        };
+        let weights: NamedWeights =
+            grown.weights.iter().map(|(name, value)| (name.clone(), fold(name, value))).collect();
+        let (config, expected) = folded(&grown, &grown.weights, 0.25);
+        for (name, expected) in expected {
+            let error = (&weights[&name] - expected).abs().max().double_value(&[]);
+            assert!(error < TOLERANCE, "{name}: {error:e}");
+        }
+        let eps = |config: &ModelConfig| config.spec().eps;
+        assert!((eps(&folding.config) / eps(&config) - 1.0).abs() < TOLERANCE);
+        let plain = PlainModel::new(&config).logits(&weights, &inputs(&fixture));
+        let error = relative_error(&logits_at(&grown, &fixture, 5), &plain);
+        assert!(error < TOLERANCE, "{case:?}: {error:e}");
     }
-    let run = "masked-1-0";
-    let folder = |step: u64| format!("{run}/checkpoints/step-{step:08}");
-    // In the midst of the ramp a checkpoint is a model with masks: it can be run, not taken out.
-    let text = program.fail(&["export", &folder(10), "out"]);
-    assert!(text.contains("of step 10, when masks over what growth has added are"), "{text}");
-    assert!(text.contains("step 14 or later"), "{text}");
-    program.succeed(&["export", &folder(15), "out"]);
-    program.succeed(&["eval", &folder(10), "masked-1-0/data.tokens"]);
-    for step in [15, 20] {
-        std::fs::remove_dir_all(program.path(&folder(step))).expect("a checkpoint");
-    }
-    let resume = ["run.dir=masked-1-0", "checkpoint.resume=true"];
-    program.train_in_threads(1, &[&resume[..], &keep].concat());
-    assert_eq!(Some(program.hash(run, 20)), expected);
-}
-
-#[test]
-fn masks_that_cannot_be_are_refused_before_a_step() {
-    for (from, to, expected) in [
-        ("mask_steps = 8", "mask_steps = 15", "growth[0].mask_steps = 15 goes beyond step 20"),
-        ("mask_steps = 8", "", "leaves heads and neurons of width = \"random\" to change"),
-        ("num_attention_heads = 6", "num_attention_heads = 9", "keep 2 query heads a key head"),
-        ("num_hidden_layers = 3", "hidden_size = 64", "masks do not cover the residual stream"),
-    ] {
-        let text = with_stages(&STAGES.replace(from, to)).fail(&["train", "config.toml"]);
-        assert!(text.contains(expected), "{expected} is not in: {text}");
-    }
-    // Before the run, in the plan.
-    for form in ["model.residual.norm=\"sub\"", "init.scheme=\"rezero\""] {
-        let text = with_stages(STAGES).fail(&["plan", "config.toml", "--set", form]);
-        let expected =
-            "growth[0].mask_steps = 8 masks branches of Llama's and GPT-2's residual form";
-        assert!(text.contains(expected), "{form}: {text}");
-    }
-    let sets = ["--set", "init.from=x", "--set", "init.growth.mask_steps=3"];
-    let text = Program::new().fail(&[&["plan", "config.toml"][..], &sets].concat());
-    assert!(text.contains("is for stages within a run"), "{text}");
 }

@@ -16,7 +16,6 @@ use crate::gradients::Round;
 use crate::growth::schemes::initialize;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
-use crate::model::embedding;
 use crate::model::head::HeadWeights;
 use crate::model::init::generator;
 use crate::model::views::Weights;
@@ -129,8 +128,7 @@ impl Outcome {
 fn measure(layers: Layers<'_>, tokens: &Tokens) -> (Vec<f64>, Outcome) {
     let Layers { model, compute, units } = layers;
     let pass = model.pass(compute, tokens.shape(), None);
-    let positions = model.positions(None);
-    let mut x = embedding::forward(compute, &whole(&units[0]), &tokens.inputs, positions);
+    let mut x = model.embed(compute, &whole(&units[0]), (&tokens.inputs, None));
     let mut stream = vec![mean_size(&x)];
     for unit in &units[1..units.len() - 1] {
         x = model.block.forward(&pass, &whole(unit), x, Recompute::Block).0;

@@ -14,9 +14,7 @@ use crate::model::block::Recompute;
 use crate::model::compute::Compute;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, RunOptions};
-use crate::model::ramp::Ramp;
 use crate::pass::{Layers, Traffic};
-use crate::recipe::ramp_of;
 use crate::saving;
 use crate::sharding::{Placement, Sharding};
 use crate::state::RunState;
@@ -63,10 +61,6 @@ impl LoadedModel {
         let state = RunState::allocate_working(compute, decoder.units())?;
         saving::load_working(&state.units, &TensorFile::open_model(&folder)?)?;
         let tokenizer = tokenizer_of(&folder)?;
-        let decoder = match masks_of(&folder) {
-            Some((ramp, step)) => decoder.with_ramp(compute, Some(ramp), step),
-            None => decoder,
-        };
         Ok(Self { decoder, state, folder, tokenizer })
     }
 
@@ -104,15 +98,6 @@ impl LoadedModel {
         }
         Ok(tokenizer)
     }
-}
-
-/// The masks of a checkpoint in the midst of a stage that has them, and its step. A model without a
-/// plan of this version has none.
-fn masks_of(folder: &Path) -> Option<(Ramp, u64)> {
-    let checkpoint = Checkpoint::open(folder).ok()?;
-    let saved = checkpoint.run_state();
-    let plan = Plan::from_toml(&saved.plan_toml).ok()?;
-    Some((ramp_of(&plan)?, saved.step))
 }
 
 /// How the tokens of the model in a folder are made: by the tokenizer's files in the folder itself,

@@ -14,6 +14,7 @@ use crate::model::compute::Compute;
 use crate::model::decoder::Decoder;
 use crate::model::embedding;
 use crate::model::head::{HeadGrads, HeadWeights};
+use crate::model::ramp::masked;
 use crate::model::segments::Segments;
 use crate::model::views::{Accumulate, Grads, Weights};
 use crate::residents::Residents;
@@ -162,8 +163,7 @@ pub fn micro_step(
     let mut walk = Walk::new(layers, traffic, clock, visits);
 
     let flat = walk.next(Phase::Forward)?;
-    let (first, positions) = (weights(&units[0], &flat), model.positions(segments));
-    let mut x = embedding::forward(compute, &first, &tokens.inputs, positions);
+    let mut x = model.embed(compute, &weights(&units[0], &flat), (&tokens.inputs, segments));
     walk.release(0);
     let mut saved = Vec::with_capacity(num_blocks);
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks) {
@@ -252,7 +252,8 @@ fn backward_embedding(
     let accumulate = Accumulate::Overwrite;
     let grads = Grads { layout: &units[0].layout, flat: &gradient, accumulate };
     let positions = model.positions(tokens.segments.as_deref());
-    embedding::backward(compute, &grads, token_grads, (&tokens.inputs, dx), positions);
+    let dx = masked(dx, model.channels());
+    embedding::backward(compute, &grads, token_grads, (&tokens.inputs, &dx), positions);
     walk.reduce(&units[0], gradient, round)
 }
 
@@ -349,8 +350,7 @@ fn with_head<T>(
     let mut clock = Clock::new();
     let mut walk = Walk::new(layers, traffic, &mut clock, forward_visits(model));
     let flat = walk.next(Phase::Forward)?;
-    let (first, positions) = (weights(&units[0], &flat), model.positions(segments));
-    let mut x = embedding::forward(compute, &first, inputs, positions);
+    let mut x = model.embed(compute, &weights(&units[0], &flat), (inputs, segments));
     walk.release(0);
     let (last, output) = (units.len() - 1, model.output_unit());
     for (index, unit) in units.iter().enumerate().take(last).skip(1) {

@@ -9,7 +9,7 @@ use grove_parallel::Collective;
 use tch::Device;
 
 use crate::config::{
-    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, LossPlan, Plan, RampPlan,
+    self, DecayShape, DistillDecay, DistillPlan, Group, GroupPlan, Home, LossPlan, Plan,
     Recompute as Wanted, Reduction, Rule, Scaling as MuonScaling, Schedule, ScheduleUnit,
 };
 use crate::curvature::{Curvature, Estimator, Probe};
@@ -21,7 +21,6 @@ use crate::model::compute::Compute;
 use crate::model::decoder::{Decoder, RunOptions};
 use crate::model::facts::param_facts;
 use crate::model::plain::PlainModel;
-use crate::model::ramp::Ramp;
 use crate::model::scaling::{MatrixStep, Scaling};
 use crate::pass::Documents;
 use crate::rules::Rules;
@@ -38,7 +37,7 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
     let LossPlan { z_loss, label_smoothing } = plan.loss;
     let mut model = Decoder::new(&compute, &plan.model, run_options(plan)).with_ramp(
         &compute,
-        ramp_of(plan),
+        plan.ramp.clone(),
         0,
     );
     model.head.terms = Terms { z_loss, label_smoothing };
@@ -64,12 +63,6 @@ pub fn recipe(plan: &Plan, compute: Compute, degree: usize) -> Result<Recipe, Er
             Some(false) | None => Documents::Together,
         },
     })
-}
-
-/// The masks of the stage that a plan is of.
-pub fn ramp_of(plan: &Plan) -> Option<Ramp> {
-    let RampPlan { from_step, steps, blocks, heads, neurons } = plan.ramp.clone()?;
-    Some(Ramp { from_step, steps, blocks, heads, neurons })
 }
 
 /// The update rules of a plan.

@@ -18,7 +18,6 @@ use crate::growth::start::start;
 use crate::guard::Exclusions;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
-use crate::model::embedding;
 use crate::model::views::Weights;
 use crate::pass::{Layers, Tokens, Traffic, loss_sum, micro_step};
 use crate::recipe::{allocate, recipe};
@@ -201,8 +200,8 @@ fn unit_outputs(layers: Layers<'_>, tokens: &Tokens) -> Vec<(String, Size)> {
         let unit = &units[index];
         Weights { layout: &unit.layout, flat: &unit.working }
     };
-    let positions = model.positions(tokens.segments.as_deref());
-    let mut x = embedding::forward(compute, &weights(0), &tokens.inputs, positions);
+    let inputs = (&tokens.inputs, tokens.segments.as_deref());
+    let mut x = model.embed(compute, &weights(0), inputs);
     let mut outputs = vec![(units[0].spec.name.clone(), Size::of(&x))];
     for (index, unit) in units.iter().enumerate().take(units.len() - 1).skip(1) {
         let pass = model.through(&pass, index - 1);

@@ -36,6 +36,7 @@ use crate::snapshot::Snapshot;
 use crate::state::RunState;
 use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{Word, agree_on, agree_to_stop};
+use crate::teacher::Distillation;
 use crate::watchdog::Pulse;
 use saves::Saves;
 use trips::{exclude, first_snapshot};
@@ -82,7 +83,7 @@ pub fn train_watched(
 ) -> Result<Ending, Error> {
     plan.check_ranks(collective.degree())?;
     start::check_stages(plan)?;
-    let (mut plan, mut compute) = (plan.clone(), compute);
+    let (mut plan, mut compute) = (opening::with_first_masks(plan)?, compute);
     loop {
         let plans: Vec<Plan> = (0..=plan.growth.len()).map(|stage| plan.at_stage(stage)).collect();
         let Some(run) = Run::open(&plans, compute, (collective, seat), stop)? else {
@@ -300,6 +301,7 @@ impl<'a> Run<'a> {
             memory: MemoryByCategory {
                 snapshot: self.saver.buffer_bytes()
                     + self.snapshot.as_ref().map_or(0, Snapshot::bytes),
+                teacher: self.recipe.distillation.as_ref().map_or(0, Distillation::bytes),
                 ..memory_by_category(&self.state, &self.traffic, &self.clock)
             },
             phases: self.clock.take(),

@@ -17,6 +17,7 @@ use crate::corpus::{Data, stages_to_toml};
 use crate::error::Error;
 use crate::guard::History;
 use crate::kernel::view::HostTensor;
+use crate::model::folding::Folding;
 use crate::model::units::ParamSpec;
 use crate::ownership::WholeParam;
 use crate::rules::Rules;
@@ -51,12 +52,13 @@ pub enum Keeping {
 
 /// Takes what this rank brings to a checkpoint: its share of the masters, working copies and
 /// optimizer state that it holds, which replicas divide among themselves. Working copies must be
-/// settled.
+/// settled. The model's weights are those under `folding`: a plain model whatever masks there are;
+/// masters are kept as they are.
 ///
 /// # Errors
 /// If the blueprint is not that of the state's tensors.
 pub fn snapshot(
-    state: &RunState,
+    (state, folding): (&RunState, Option<&Folding>),
     placement: &Placement,
     blueprint: &Blueprint,
     keeping: Keeping,
@@ -70,7 +72,7 @@ pub fn snapshot(
             let start = segment.range.start.max(brought.start);
             let end = segment.range.end.min(brought.end);
             if start < end {
-                collect_values(unit, segment, start..end, &mut values);
+                collect_values((unit, folding), segment, start..end, &mut values);
             }
         }
         collect_whole_states(unit, &mut values);
@@ -106,7 +108,7 @@ struct Value {
 
 /// The elements `range` of a segment, counted as the segment's are, of all that is stored of them.
 fn collect_values(
-    unit: &UnitState,
+    (unit, folding): (&UnitState, Option<&Folding>),
     segment: &OwnedSegment,
     range: Range<usize>,
     values: &mut Vec<Value>,
@@ -117,7 +119,15 @@ fn collect_values(
     let part = |flat: &Tensor| flat.narrow(0, range.start as i64, range.len() as i64);
     let place = |part: Part| (part, param.name.clone());
     let masters = |places| Value { places, first, values: part(&unit.masters) };
-    if unit.working.kind() == unit.masters.kind() && !unit.has_eval_point() {
+    let is_masters = unit.working.kind() == unit.masters.kind() && !unit.has_eval_point();
+    if let Some(factors) = folding.and_then(|folding| folding.of(&param.name)) {
+        let model = if unit.has_eval_point() { &unit.owned_working() } else { &unit.masters };
+        // Rounded once, from the masters where they are the model.
+        let wide = part(model).to_kind(unit.masters.kind());
+        let folded = factors.fold(first, &wide).to_kind(unit.working.kind());
+        values.push(Value { places: vec![place(Part::Model)], first, values: folded });
+        values.push(masters(vec![place(Part::Masters)]));
+    } else if is_masters {
         values.push(masters(vec![place(Part::Model), place(Part::Masters)]));
     } else {
         let working = part(&unit.owned_working());
@@ -177,7 +187,9 @@ pub fn small_files(
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
         allowed_changes: allowed_changes.to_vec(),
     };
-    let config_json = plan.model.to_hf_json(plan.precision);
+    let folding = plan.folding(state.step);
+    let model = folding.as_ref().map_or(&plan.model, |folding| &folding.config);
+    let config_json = model.to_hf_json(plan.precision);
     SmallFiles::new(&config_json, &run_state, &tokenizer_files(plan))
 }
 

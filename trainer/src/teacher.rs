@@ -57,6 +57,13 @@ impl Distillation {
         (weight > 0.0).then_some(Mixture { weight, temperature: self.temperature })
     }
 
+    /// Bytes of the teacher's weights; 0 where there is none.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        let units = self.teacher.iter().flat_map(|teacher| &teacher.state.units);
+        units.map(|unit| bytes(&unit.working)).sum()
+    }
+
     /// What the teacher says of a micro-batch of the step after `step` steps; none if it does not
     /// count then. It must have been loaded.
     ///

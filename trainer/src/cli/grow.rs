@@ -14,7 +14,9 @@ use crate::checkpoint::hash_masters;
 use crate::config::{self, DataSource, GrowthPlan, Plan, Precision};
 use crate::corpus::{self, Data};
 use crate::error::Error;
-use crate::growth::certificate::{Certificate, EXACT_IN_FP32, is_exact, measure};
+use crate::growth::certificate::{
+    Certificate, EXACT_IN_FP32, LearnedMap, is_exact, mean_loss, measure,
+};
 use crate::growth::ligo::{Learned, Learning, NOISE, learn};
 use crate::growth::shape::{with_layers, with_widths};
 use crate::growth::start::grown_source;
@@ -62,6 +64,12 @@ impl Grow {
         overrides.push(format!("init.from='{}'", self.source.display()));
         let plan = config::load(&self.config, &overrides)?;
         let growth = plan.init.growth.unwrap_or(GrowthPlan::DEFAULT);
+        ensure!(
+            growth.mask_steps == 0,
+            "init.growth.mask_steps = {} needs the steps of a run, and a folder has none; give it to \
+             grove train with init.from, or set it to 0",
+            growth.mask_steps
+        );
         let open = || StoredModel::open(&self.source);
         let (source, rules) = (open()?, rules_of(&plan)?);
         states::check(&source, &rules, &growth).map_err(Error::from)?;
@@ -69,14 +77,25 @@ impl Grow {
             (checkpoint.run_state().num_tokens, checkpoint.run_state().total_flops)
         });
         let mut grown = grown_source(Box::new(open()?), &plan, (&self.source, &growth))?;
+        let mut unlearned = None;
         if growth.learn_steps > 0 {
             let learned = learned(&source, (&plan, &growth), out)?;
+            let ends = (learned.losses.first(), learned.losses.last());
+            let (first_loss, last_loss) = ends.0.zip(ends.1).map_or((0.0, 0.0), |(a, b)| (*a, *b));
+            let map = LearnedMap {
+                steps: growth.learn_steps,
+                num_tokens: learned.num_tokens,
+                first_loss,
+                last_loss,
+                unlearned_loss: f64::NAN,
+            };
             spent.0 += learned.num_tokens;
             spent.1 += u128::from(learned.num_tokens) * u128::from(plan.derived.flops_per_token);
             // What is left: a head of its own, more rows.
             let name = self.source.display().to_string();
             let whole = grow(Box::new(learned.model), &plan.model, &growth, (&name, plan.seed));
-            grown = whole.map_err(Error::from)?;
+            let operators_alone = std::mem::replace(&mut grown, whole.map_err(Error::from)?);
+            unlearned = Some((operators_alone, map));
         }
         if self.explain {
             explain(&*grown).iter().try_for_each(|line| writeln!(out, "{line}"))?;
@@ -84,7 +103,8 @@ impl Grow {
         let Some(folder) = &self.out else { return Ok(()) };
         let files = source.files();
         let checkpoint = writing::write(&*grown, (&plan, &rules), spent, (folder, files))?;
-        let certificate = self.certificate((&source, &*grown), (&plan, growth), &checkpoint)?;
+        let certificate =
+            self.certificate((&source, &*grown), unlearned, (&plan, growth), &checkpoint)?;
         let path = folder.join("growth.json");
         let text = serde_json::to_string_pretty(&certificate)?;
         fs::write(&path, text + "\n").with_context(|| format!("write {}", path.display()))?;
@@ -101,6 +121,7 @@ impl Grow {
     fn certificate(
         &self,
         (source, grown): (&StoredModel, &dyn Parts),
+        unlearned: Option<(Box<dyn Parts + '_>, LearnedMap)>,
         (plan, operators): (&Plan, GrowthPlan),
         checkpoint: &Path,
     ) -> Result<Certificate> {
@@ -118,6 +139,10 @@ impl Grow {
             claims_function,
             tolerance: EXACT_IN_FP32,
             is_exact: claims_function && is_exact(&measured),
+            learned: unlearned.map(|(operators_alone, map)| LearnedMap {
+                unlearned_loss: mean_loss(&*operators_alone, &tokens),
+                ..map
+            }),
             tokens: described,
             measured,
         })
@@ -215,6 +240,15 @@ fn say(certificate: &Certificate, checkpoint: &Path, out: &mut dyn Write) -> Res
             m.grown_loss,
             m.grown_loss - m.source_loss,
             certificate.tokens
+        )?;
+    }
+    if let Some(LearnedMap { steps, unlearned_loss, .. }) = certificate.learned {
+        let fp32 = certificate.measured.iter().find(|m| m.precision == Precision::Fp32);
+        let after = fp32.map_or(f64::NAN, |m| m.grown_loss);
+        writeln!(
+            out,
+            "the map: loss {unlearned_loss:.6} by the operators alone -> {after:.6} after {steps} \
+             steps"
         )?;
     }
     let verdict = match (certificate.claims_function, certificate.is_exact) {

@@ -40,7 +40,7 @@ pub use plan::{
     EvalPlan, GalorePlan, GpuPlan, Group, GroupPlan, GrowthPlan, GrowthStage, GuardPlan, Home,
     InitPlan, InitScheme, LossPlan, Meaning, MemoryPlan, MetricsPlan, MomentGrowth, MuonPlan,
     OnChange, OptimPlan, Packing, ParallelPlan, PhaseMode, Plan, Policy, Probe, Products,
-    ProfilePlan, RampPlan, Recompute, Reduction, ResidualGrowth, RestPlan, Rule, RuleName, RunPlan,
+    ProfilePlan, Recompute, Reduction, ResidualGrowth, RestPlan, Rule, RuleName, RunPlan,
     SamplePlan, Scaling, Schedule, SchedulePlan, ScheduleUnit, SoapPlan, SourcePlan, StagePlan,
     StateDtype, StepScale, Tokenizer, Validation, WatchdogPlan, WidthGrowth,
 };

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::ConfigError;
 use crate::model::config::{ModelConfig, Precision};
+use crate::model::ramp::Ramp;
 
 pub use checkpoint::{CheckpointPlan, Meaning};
 pub use data::{DataPlan, DataSource, Packing, SourcePlan, StagePlan, Tokenizer, Validation};
@@ -32,7 +33,6 @@ pub use init::{
 pub use loss::LossPlan;
 pub(in crate::config) use optim::decays;
 pub use optim::{Group, GroupPlan, OnChange, OptimPlan, Probe, Rule, RuleName, StateDtype};
-pub use ramp::RampPlan;
 pub use schedule::{DecayShape, PhaseMode, Schedule, SchedulePlan, ScheduleUnit};
 pub use whole::{
     AdafactorPlan, AdamMiniPlan, CamePlan, GalorePlan, MuonPlan, Products, RestPlan, Scaling,
@@ -100,7 +100,7 @@ pub struct Plan {
     pub growth: Vec<GrowthStage>,
     /// The masks of the stage that this plan is of; none if it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ramp: Option<RampPlan>,
+    pub ramp: Option<Ramp>,
     /// Numbers that follow from the others.
     pub derived: Derived,
 }

@@ -22,8 +22,9 @@ pub enum Error {
     },
     /// What a growth has added stands behind masks that are not 1 yet.
     #[error(
-        "{} is of step {step}, when masks over what growth has added are still below 1; use a \
-         checkpoint of step {until} or later, whose model is a plain one", folder.display()
+        "{} is of step {step}, when masks over what growth has added are still below 1, so that its \
+         optimizer's state is not that of the model's weights; grow a checkpoint of step {until} or \
+         later, or what grove export makes of this one", folder.display()
     )]
     Masked {
         /// The checkpoint.

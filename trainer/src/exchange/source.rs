@@ -3,12 +3,18 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use tch::{Kind, Tensor};
+
 use super::Error;
 use super::folder::{StoredTensors, companions, config_text, open_weights};
 use super::gguf::LlamaGguf;
-use crate::checkpoint::{self, Checkpoint, ExtraFile, TensorFile, TensorRecord, TensorSpec};
+use crate::checkpoint::{
+    self, Checkpoint, Dtype, ExtraFile, TensorFile, TensorRecord, TensorSpec, TensorView,
+};
 use crate::config::Plan;
+use crate::kernel::view;
 use crate::model::config::ModelConfig;
+use crate::model::folding::{Factors, Folding};
 
 /// The master weights in a checkpoint.
 const MASTERS: &str = "grove/masters.safetensors";
@@ -26,6 +32,7 @@ pub struct Source {
     pub notes: Vec<String>,
     specs: Vec<TensorSpec>,
     weights: Weights,
+    masked: Option<Masked>,
 }
 
 #[derive(Debug)]
@@ -34,21 +41,37 @@ enum Weights {
     Gguf(Box<LlamaGguf>),
 }
 
-/// A model in the midst of a stage's masks is none that other programs, or growth, know.
-fn refuse_masked(checkpoint: &Checkpoint) -> Result<(), Error> {
-    let saved = checkpoint.run_state();
-    // An imported model has no plan, and one of another version no masks.
-    let plan = Plan::from_toml(&saved.plan_toml).ok();
-    match plan.and_then(|plan| plan.masked_until(saved.step)) {
-        Some(until) => {
-            Err(Error::Masked { folder: checkpoint.folder().to_owned(), step: saved.step, until })
-        }
-        None => Ok(()),
+/// What is to be folded into a checkpoint's masters in the midst of a stage's masks.
+#[derive(Debug)]
+struct Masked {
+    folding: Folding,
+    /// The checkpoint's step.
+    step: u64,
+    /// The step at which the masks are 1.
+    until: u64,
+}
+
+impl Masked {
+    fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        let saved = checkpoint.run_state();
+        // An imported model has no plan, and one of another version no masks.
+        let plan = Plan::from_toml(&saved.plan_toml).ok()?;
+        let (step, until) = (saved.step, plan.masked_until(saved.step)?);
+        let folding = plan.folding(step)?;
+        Some(Self { folding, step, until })
     }
 }
 
+/// Masters under their factors, in their dtype.
+fn folded(factors: &Factors, TensorView { spec, bytes }: TensorView<'_>) -> Vec<u8> {
+    let kind = if spec.dtype == Dtype::F64 { Kind::Double } else { Kind::Float };
+    let numel = spec.shape.iter().product::<usize>() as i64;
+    let values = Tensor::from_data_size(bytes, &[numel], kind);
+    view::bytes(&factors.fold(0, &values)).to_vec()
+}
+
 impl Source {
-    /// Opens a checkpoint (its masters are read), a run's folder (its newest checkpoint), a
+    /// Opens a checkpoint (its masters are read, with masks below 1 folded into them), a run's folder (its newest checkpoint), a
     /// Hugging Face folder, or a GGUF file. Headers are read and compared with the model, values
     /// are not.
     ///
@@ -62,19 +85,19 @@ impl Source {
         let folder = newest.map_or_else(|| path.to_owned(), |newest| newest.folder);
         let text = config_text(&folder)?;
         let config = ModelConfig::from_hf_json(&text)?;
-        let files = if folder.join(MASTERS).is_file() {
+        let (files, masked) = if folder.join(MASTERS).is_file() {
             // Opened first for its checks.
-            refuse_masked(&Checkpoint::open(&folder)?)?;
-            vec![TensorFile::open(&folder.join(MASTERS))?]
+            let masked = Masked::of(&Checkpoint::open(&folder)?);
+            (vec![TensorFile::open(&folder.join(MASTERS))?], masked)
         } else {
-            open_weights(&folder)?
+            (open_weights(&folder)?, None)
         };
         let (stored, specs) = StoredTensors::new(&folder, &config, files)?;
         let files = companions(&folder, &text);
         let note = "it has no biases: they are 0 from here on, which computes the same";
         let notes = stored.lacks_biases.then(|| note.to_owned()).into_iter().collect();
         let weights = Weights::Stored(stored);
-        Ok(Self { path: folder, config, files, notes, specs, weights })
+        Ok(Self { path: folder, config, files, notes, specs, weights, masked })
     }
 
     fn open_gguf(path: &Path) -> Result<Self, Error> {
@@ -87,6 +110,7 @@ impl Source {
             notes,
             specs: model.specs().to_vec(),
             weights: Weights::Gguf(Box::new(model)),
+            masked: None,
         })
     }
 
@@ -94,6 +118,19 @@ impl Source {
     #[must_use]
     pub fn specs(&self) -> &[TensorSpec] {
         &self.specs
+    }
+
+    /// Refuses a model in the midst of a stage's masks, whose masters are not its weights: the
+    /// optimizer's state is that of the masters.
+    ///
+    /// # Errors
+    /// [`Error::Masked`] if it is one.
+    pub fn refuse_masked(&self) -> Result<(), Error> {
+        let folder = self.path.clone();
+        match self.masked {
+            Some(Masked { step, until, .. }) => Err(Error::Masked { folder, step, until }),
+            None => Ok(()),
+        }
     }
 
     /// The values of one parameter: borrowed from the file, or decoded into memory.
@@ -115,7 +152,11 @@ impl Source {
             Weights::Stored(stored) => {
                 let (file, stored) = stored.place(name).ok_or_else(unknown)?;
                 let view = file.get(stored)?;
-                let bytes = Cow::Borrowed(view.bytes);
+                let folding = self.masked.as_ref().map(|masked| &masked.folding);
+                let bytes = match folding.and_then(|folding| folding.of(name)) {
+                    Some(factors) => Cow::Owned(folded(factors, view)),
+                    None => Cow::Borrowed(view.bytes),
+                };
                 let spec = TensorSpec { dtype: view.spec.dtype, ..spec.clone() };
                 Ok(TensorRecord { spec, bytes })
             }

@@ -1,6 +1,6 @@
-//! Models with neurons and heads beside those they had: nothing of the old ones changes, and the new
-//! ones are drawn as initial weights are. Under masks of 0 the function stays (MSG, Yao et al. 2023,
-//! arXiv:2305.02869); the residual stream is not touched.
+//! Models with neurons, heads and channels of the residual stream beside those they had: nothing of the
+//! old ones changes, and the new ones are drawn as initial weights are. Under masks of 0 the function
+//! stays (MSG, Yao et al. 2023, arXiv:2305.02869).
 
 use grove_optim::StateKind;
 use tch::{Kind, Tensor};
@@ -10,7 +10,7 @@ use super::noise::normal;
 use super::parts::{Nature, Parts, Plane};
 use crate::model::config::{DecoderSpec, ModelConfig};
 
-/// A model with more neurons or heads than its source.
+/// A model with more neurons, heads or channels than its source.
 pub struct Appended<'a> {
     source: Box<dyn Parts + 'a>,
     old: DecoderSpec,
@@ -21,7 +21,7 @@ pub struct Appended<'a> {
 }
 
 impl<'a> Appended<'a> {
-    /// `source` with the neurons and heads of `config`. Old query heads must be the first ones of
+    /// `source` with the neurons, heads and channels of `config`. Old query heads must be the first ones of
     /// the same key heads; see [`keeps_groups`].
     pub fn new(source: Box<dyn Parts + 'a>, config: ModelConfig, seed: u64) -> Self {
         let (old, new) = (source.config().spec(), config.spec());
@@ -68,7 +68,8 @@ impl Parts for Appended<'_> {
             move |shape: &[i64]| Tensor::full(shape, constant, (Kind::Double, tch::Device::Cpu))
         };
         match (plane.nature(), at.part) {
-            (Nature::Weights, Part::Weight(_)) => {
+            (Nature::Weights, Part::NormWeight(_)) => self.extended(at, &value, constant(1.0)),
+            (Nature::Weights, Part::Weight(_) | Part::Embedding | Part::Head) => {
                 let name = format!("{}/{:?}/appended", self.names.name(at), at.part);
                 let std = self.new.initializer_range;
                 self.extended(at, &value, |shape| normal(self.seed, &name, shape, std))
@@ -95,8 +96,10 @@ impl Parts for Appended<'_> {
         let (rows, columns) = at.part.axes();
         for (what, axis) in [("rows", Some(rows)), ("columns", columns)] {
             let Some((old, new)) = axis.map(|axis| self.lengths(axis)) else { continue };
-            if matches!(axis, Some(Axis::Hidden | Axis::Queries | Axis::Keys)) && old != new {
-                notes.push(format!("{what} {old} -> {new} (added at random)"));
+            let widens = !matches!(axis, Some(Axis::Vocabulary | Axis::Positions));
+            if widens && old != new {
+                let how = if columns.is_some() { "at random" } else { "as initial values" };
+                notes.push(format!("{what} {old} -> {new} (added {how})"));
             }
         }
     }

@@ -28,6 +28,22 @@ pub struct Measured {
     pub grown_loss: f64,
 }
 
+/// What the steps have changed in which a map was learned.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LearnedMap {
+    /// The steps.
+    pub steps: u64,
+    /// Tokens that they took.
+    pub num_tokens: u64,
+    /// Loss of the first step's micro-batch, before it, in nats.
+    pub first_loss: f64,
+    /// Loss of the last step's, before it.
+    pub last_loss: f64,
+    /// Mean loss of the model that the operators alone make, without steps, on the tokens of
+    /// [`Certificate::tokens`] in fp32; `grown_loss` is that after them.
+    pub unlearned_loss: f64,
+}
+
 /// What is known of a growth; written as `growth.json` beside the checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Certificate {
@@ -51,6 +67,17 @@ pub struct Certificate {
     pub tokens: String,
     /// The measurements.
     pub measured: Vec<Measured>,
+    /// Where the map was learned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub learned: Option<LearnedMap>,
+}
+
+/// The mean loss of a model in fp32, in nats.
+///
+/// # Shapes
+/// - `tokens`: `[B, S + 1]` i64
+pub fn mean_loss(model: &dyn Parts, tokens: &Tensor) -> f64 {
+    evaluate(model.config(), &named_weights(model, Kind::Float), tokens).1
 }
 
 /// Compares two models on the same sequences, in fp32 and with weights rounded to bf16.

@@ -11,7 +11,7 @@ use super::rows::{Rows, Untied};
 use super::shape::with_widths;
 use super::width::{Width, WidthOptions, copies_and_scale};
 use crate::config::{DepthGrowth, GrowthPlan, WidthGrowth};
-use crate::model::config::{DecoderSpec, ModelConfig, Position};
+use crate::model::config::{DecoderSpec, ModelConfig, NormKind, Position};
 
 /// Epsilons closer than this, relatively, are the same: they were written with 16 digits.
 const SAME_EPSILON: f64 = 1e-12;
@@ -156,11 +156,13 @@ pub fn problems(source: &ModelConfig, target: &ModelConfig, plan: &GrowthPlan) -
     }
     if steps.widens && plan.width == WidthGrowth::Random {
         let (target, found) = (new.hidden_size, old.hidden_size);
-        problems.extend((target != found).then_some(Problem::MaskedStream {
-            key: keys.hidden,
-            target,
-            found,
-        }));
+        let covers = new.norm == NormKind::Rms || target == found;
+        let key = keys.hidden;
+        problems.extend((!covers).then_some(Problem::MaskedStream { key, target, found }));
+        if old.eps != new.eps {
+            let (key, target, found) = (keys.eps, new.eps, old.eps);
+            problems.push(Problem::MaskedEpsilon { key, target, found });
+        }
         problems.extend((!keeps_groups(&old, &new)).then(|| Problem::MaskedHeads {
             target: new.num_heads / new.num_kv_heads,
             found: old.num_heads / old.num_kv_heads,

@@ -103,10 +103,11 @@ pub enum Problem {
         /// The source's key heads.
         found_kv: usize,
     },
-    /// Masks do not cover the residual stream.
+    /// Masks cover the residual stream of models with RMS norms only.
     #[error(
-        "model.{key} = {target}, but width = \"random\" keeps the source's {found}, as masks do not \
-         cover the residual stream; keep it, or grow it by \"uneven\" in a stage of its own"
+        "model.{key} = {target}, but width = \"random\" keeps the source's {found} under LayerNorm, \
+         whose mean and variance over masked channels are no LayerNorm of other weights; keep it, or \
+         grow it by \"uneven\" in a stage of its own"
     )]
     MaskedStream {
         /// The key.
@@ -115,6 +116,19 @@ pub enum Problem {
         target: usize,
         /// The source's.
         found: usize,
+    },
+    /// Another epsilon beside norms that are otherwise kept.
+    #[error(
+        "model.{key} = {target}, but width = \"random\" keeps what there was, with the source's {found}; \
+         keep it"
+    )]
+    MaskedEpsilon {
+        /// The key.
+        key: &'static str,
+        /// The target's.
+        target: f64,
+        /// The source's.
+        found: f64,
     },
     /// Added query heads would come between the old ones.
     #[error(

@@ -35,6 +35,7 @@ impl StoredModel {
     /// If there is none, or if its tensors are not those of its config: all are named.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let source = Source::open(path)?;
+        source.refuse_masked()?;
         let checkpoint = match source.path.join("manifest.json").is_file() {
             true => Some(Checkpoint::open(&source.path)?),
             false => None,

@@ -203,12 +203,15 @@ pub struct MemoryByCategory {
     /// Copies of values that are saved in the background, and of the last good state.
     #[serde(default)]
     pub snapshot: u64,
+    /// A teacher's weights, as long as it counts.
+    #[serde(default)]
+    pub teacher: u64,
 }
 
 impl MemoryByCategory {
     /// Each category by its name.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, u64); 7] {
+    pub fn named(&self) -> [(&'static str, u64); 8] {
         [
             ("parameters", self.parameters),
             ("masters", self.masters),
@@ -217,6 +220,7 @@ impl MemoryByCategory {
             ("activations", self.activations),
             ("buffers", self.buffers),
             ("snapshot", self.snapshot),
+            ("teacher", self.teacher),
         ]
     }
 }

@@ -139,7 +139,7 @@ impl Block {
     ) -> (Tensor, Saved) {
         let (mut inner, o) = self.inner(pass, weights, &x);
         let params = (pass.compute, weights);
-        let join = self.mlp.join.times(pass.mask.branch);
+        let join = self.mlp.join.under(&pass.mask);
         let (y, joined) = join.forward(params, &self.down, &o, &inner.x2);
         inner.joined_mlp = joined;
         if recompute == Recompute::Elementwise {
@@ -195,7 +195,7 @@ impl Block {
         dy: &Tensor,
     ) -> (Tensor, Option<Tensor>) {
         let compute = pass.compute;
-        let join = self.mlp.join.times(pass.mask.branch);
+        let join = self.mlp.join.under(&pass.mask);
         let parted = join.backward(compute, params, &inner.joined_mlp, dy);
         let (up, _) = self.activated.forward(compute, params.0, &inner.up);
         let act = inner.act.take();
@@ -212,10 +212,11 @@ impl Block {
         let d_up = activation::backward(compute, self.activation, &up, &d_act);
         drop((up, d_act));
         let d_up = self.activated.backward(compute, params, (&inner.up, None), &d_up, None);
-        let h = inner.h_mlp.take((compute, params.0), &self.mlp.before, &inner.x2);
+        let before = self.mlp.before.of_share(pass.mask.share());
+        let h = inner.h_mlp.take((compute, params.0), &before, &inner.x2);
         let dh = self.up.backward(compute, params, &h, &d_up);
         let input = (&inner.x2, inner.h_mlp.statistics.as_ref());
-        let dx2 = self.mlp.before.backward(compute, params, input, &dh, Some(&parted.stream));
+        let dx2 = before.backward(compute, params, input, &dh, Some(&parted.stream));
         (dx2, parted.gain)
     }
 
@@ -227,7 +228,7 @@ impl Block {
         dx2: &Tensor,
     ) -> (Tensor, Option<Tensor>) {
         let compute = pass.compute;
-        let join = self.attention.join.times(pass.mask.branch);
+        let join = self.attention.join.under(&pass.mask);
         let parted = join.backward(compute, params, &inner.joined_attention, dx2);
         let inside = &self.attention.inside;
         let out = masked(&inner.attention.out, pass.mask.heads);
@@ -241,8 +242,8 @@ impl Block {
         let turned = (compute, pass.rotary);
         let d_qkv = pass.attention.backward(turned, &inner.qkv, &inner.attention, &d_out);
         drop(d_out);
-        let before = &self.attention.before;
-        let h = inner.h_attention.take((compute, params.0), before, x);
+        let before = self.attention.before.of_share(pass.mask.share());
+        let h = inner.h_attention.take((compute, params.0), &before, x);
         let dh = self.qkv.backward(compute, params, &h, &d_qkv);
         let input = (x, inner.h_attention.statistics.as_ref());
         let dx = before.backward(compute, params, input, &dh, Some(&parted.stream));
@@ -254,7 +255,7 @@ impl Block {
         let (mut inner, o) = self.inner(pass, weights, x);
         if self.mlp.join.keeps() {
             let params = (pass.compute, weights);
-            let join = self.mlp.join.times(pass.mask.branch);
+            let join = self.mlp.join.under(&pass.mask);
             inner.joined_mlp = join.forward(params, &self.down, &o, &inner.x2).1;
         }
         inner
@@ -264,7 +265,8 @@ impl Block {
     fn inner(&self, pass: &Pass<'_>, weights: &Weights<'_>, x: &Tensor) -> (Inner, Tensor) {
         let compute = pass.compute;
         let params = (compute, weights);
-        let (h, h_attention) = Entered::new(params, &self.attention.before, x);
+        let share = pass.mask.share();
+        let (h, h_attention) = Entered::new(params, &self.attention.before.of_share(share), x);
         let qkv = match pass.rotary {
             Some(rotary) => rotary.project(params, &self.qkv, &h, &pass.attention),
             None => self.qkv.forward(compute, weights, &h),
@@ -273,10 +275,10 @@ impl Block {
         let attention = pass.attention.forward(compute, &qkv);
         let out = masked(&attention.out, pass.mask.heads);
         let (o, o_attention) = Entered::new(params, &self.attention.inside, &out);
-        let join = self.attention.join.times(pass.mask.branch);
+        let join = self.attention.join.under(&pass.mask);
         let (x2, joined_attention) = join.forward(params, &self.output, &o, x);
         drop((out, o));
-        let (h, h_mlp) = Entered::new(params, &self.mlp.before, &x2);
+        let (h, h_mlp) = Entered::new(params, &self.mlp.before.of_share(share), &x2);
         let up = self.up.forward(compute, weights, &h);
         drop(h);
         let (biased, _) = self.activated.forward(compute, weights, &up);

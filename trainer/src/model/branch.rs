@@ -5,6 +5,7 @@ use tch::Tensor;
 
 use super::compute::Compute;
 use super::norm::{Norm, NormStatistics};
+use super::ramp::{Mask, masked};
 use super::units::Projection;
 use super::views::{Grads, Weights};
 
@@ -21,6 +22,12 @@ impl Entry {
     /// Whether it does nothing.
     pub fn is_identity(&self) -> bool {
         self.norm.is_none() && self.bias.is_none()
+    }
+
+    /// The same where the norm counts `share` of the elements.
+    #[must_use]
+    pub fn of_share(&self, share: f64) -> Self {
+        Self { norm: self.norm.map(|norm| norm.of_share(share)), ..*self }
     }
 
     /// `norm(x) + bias`, and what the norm's backward needs.
@@ -117,11 +124,23 @@ impl Join {
         self.gain.is_some() || self.norm.is_some()
     }
 
-    /// The same with `mask` as a further constant factor on the branch.
-    pub fn times(self, mask: f64) -> Self {
-        Self { factor: self.factor * mask, ..self }
+    /// The same with the masks on the branch.
+    pub fn under<'a>(&self, mask: &Mask<'a>) -> MaskedJoin<'a> {
+        let join = Self { factor: self.factor * mask.branch, ..*self };
+        MaskedJoin { join, channels: mask.stream.map(|stream| &stream.mask) }
     }
+}
 
+/// A [`Join`] with masks on what the branch adds.
+#[derive(Clone, Copy, Debug)]
+pub struct MaskedJoin<'a> {
+    /// With the block's factor.
+    join: Join,
+    /// `[D]`, on the branch's result.
+    channels: Option<&'a Tensor>,
+}
+
+impl MaskedJoin<'_> {
     /// The stream behind the branch.
     ///
     /// # Shapes
@@ -135,7 +154,7 @@ impl Join {
     ) -> (Tensor, Joined) {
         let mut joined = Joined::default();
         let sum = self.sum((compute, weights), projection, (o, x), &mut joined.branch);
-        let Some(norm) = &self.norm else { return (sum, joined) };
+        let Some(norm) = &self.join.norm else { return (sum, joined) };
         let (y, statistics) = norm.forward(compute, weights, &sum);
         joined.sum = Some((sum, statistics));
         (y, joined)
@@ -149,22 +168,23 @@ impl Join {
         (o, x): (&Tensor, &Tensor),
         kept: &mut Option<Tensor>,
     ) -> Tensor {
-        if self.gain.is_none() && self.skip == 1.0 {
-            if self.factor == 1.0 {
+        if self.join.gain.is_none() && self.join.skip == 1.0 {
+            if self.join.factor == 1.0 && self.channels.is_none() {
                 return projection.forward_add(compute, weights, o, x);
             }
-            return x + projection.forward(compute, weights, o) * self.factor;
+            let branch = masked(&projection.forward(compute, weights, o), self.channels);
+            return x + branch * self.join.factor;
         }
-        let branch = projection.forward(compute, weights, o);
+        let branch = masked(&projection.forward(compute, weights, o), self.channels);
         // Wide, so that the sum is rounded once.
         let kind = compute.accumulation();
-        let stream = x.to_kind(kind) * self.skip;
-        let mut factor = Tensor::from(self.factor).to_kind(kind).to_device(compute.device);
-        if let Some(gain) = self.gain {
+        let stream = x.to_kind(kind) * self.join.skip;
+        let mut factor = Tensor::from(self.join.factor).to_kind(kind).to_device(compute.device);
+        if let Some(gain) = self.join.gain {
             factor *= weights.get(gain).to_kind(kind).squeeze();
         }
         let sum = (stream + branch.to_kind(kind) * factor).to_kind(compute.kind);
-        if self.gain.is_some() {
+        if self.join.gain.is_some() {
             *kept = Some(branch);
         }
         sum
@@ -181,7 +201,7 @@ impl Join {
         joined: &Joined,
         dy: &Tensor,
     ) -> Parted {
-        let ds = match &self.norm {
+        let ds = match &self.join.norm {
             Some(norm) => {
                 let (sum, statistics) = joined.sum.as_ref().expect("kept where it is normed");
                 norm.backward(compute, params, (sum, statistics), dy, None)
@@ -189,16 +209,17 @@ impl Join {
             None => dy.shallow_clone(),
         };
         let scaled = |factor: f64| if factor == 1.0 { ds.shallow_clone() } else { &ds * factor };
-        let stream = scaled(self.skip);
-        let Some(gain) = self.gain else {
-            return Parted { stream, branch: scaled(self.factor), gain: None };
+        let stream = scaled(self.join.skip);
+        let Some(gain) = self.join.gain else {
+            let branch = masked(&scaled(self.join.factor), self.channels);
+            return Parted { stream, branch, gain: None };
         };
         let branch = joined.branch.as_ref().expect("kept where a learned factor is on it");
         let kind = compute.accumulation();
-        let wide = ds.to_kind(kind) * self.factor;
+        let wide = ds.to_kind(kind) * self.join.factor;
         let d_gain = (&wide * branch.to_kind(kind)).sum(kind);
         let d_branch = (wide * params.0.get(gain).to_kind(kind)).to_kind(compute.kind);
-        Parted { stream, branch: d_branch, gain: Some(d_gain) }
+        Parted { stream, branch: masked(&d_branch, self.channels), gain: Some(d_gain) }
     }
 }
 

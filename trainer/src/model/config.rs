@@ -168,6 +168,14 @@ pub struct Gpt2Config {
 }
 
 impl ModelConfig {
+    /// Multiplies the epsilon of all norms.
+    pub(super) fn scale_eps(&mut self, factor: f64) {
+        match self {
+            Self::Llama(llama) => llama.rms_norm_eps *= factor,
+            Self::Gpt2(gpt2) => gpt2.layer_norm_epsilon *= factor,
+        }
+    }
+
     /// The family's name in `model_type`.
     pub fn model_type(&self) -> &'static str {
         match self {

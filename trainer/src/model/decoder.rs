@@ -1,19 +1,22 @@
 //! A decoder-only model: which layers it has and in which units their parameters are. It holds no
 //! parameters: whoever runs it passes the unit in question to each call.
 
+use tch::Tensor;
+
 use super::attention::Attention;
 use super::block::{Block, Branch, Pass, Recompute};
 use super::branch::{Entry, Join};
 use super::compute::Compute;
 use super::config::{DecoderSpec, ModelConfig, Position};
-use super::embedding::Positions;
+use super::embedding::{self, Positions};
 use super::head::Head;
 use super::norm::Norm;
-use super::ramp::{Mask, Masks, Ramp};
+use super::ramp::{Mask, Masks, Ramp, masked};
 use super::rope_scaling::frequencies;
 use super::rotary::Rotary;
 use super::segments::Segments;
 use super::units::{BranchIndex, UnitMap, UnitSpec};
+use super::views::Weights;
 use crate::kernel::cross_entropy::Terms;
 
 /// How a model runs, beside what it is.
@@ -49,7 +52,7 @@ impl Decoder {
     pub fn new(compute: &Compute, config: &ModelConfig, options: RunOptions) -> Self {
         let spec = config.spec();
         let UnitMap { units, block, head } = UnitMap::new(config);
-        let norm = |index| Norm { kind: spec.norm, eps: spec.eps, index };
+        let norm = |index| Norm { kind: spec.norm, eps: spec.eps, share: 1.0, index };
         let rotary = match spec.position {
             Position::Rotary { theta, scaling } => {
                 let (pairs, scale) = frequencies(spec.head_dim, theta, scaling.as_ref());
@@ -64,6 +67,7 @@ impl Decoder {
             rows: options.logits_rows as i64,
             multiplier: spec.scaling.logits(),
             terms: Terms::default(),
+            mask: None,
         };
         let branch = |index: BranchIndex| Branch {
             before: Entry { norm: index.norm_before.map(norm), bias: index.bias_before },
@@ -108,6 +112,32 @@ impl Decoder {
     /// Sets the masks to what they are after `step` steps.
     pub fn mask_at(&mut self, compute: &Compute, step: u64) {
         self.masks = self.ramp.as_ref().and_then(|ramp| ramp.masks(compute, &self.spec, step));
+        let stream = self.masks.as_ref().and_then(|masks| masks.stream.as_ref());
+        let share = stream.map_or(1.0, |stream| stream.share);
+        self.head.entry = self.head.entry.of_share(share);
+        // Masked again, so that a mask folded into the embedding is right for both of its uses.
+        let tied = stream.filter(|_| self.spec.tied);
+        self.head.mask = tied.map(|stream| stream.mask.shallow_clone());
+    }
+
+    /// The mask of the residual stream's channels `[D]`, if they have one.
+    pub fn channels(&self) -> Option<&Tensor> {
+        let stream = self.masks.as_ref()?.stream.as_ref();
+        stream.map(|stream| &stream.mask)
+    }
+
+    /// What the first block reads: tokens looked up, with positions, under the stream's mask.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[B, S]` i64; returns `[B * S, D]` in the compute dtype
+    pub fn embed(
+        &self,
+        compute: &Compute,
+        weights: &Weights<'_>,
+        (tokens, segments): (&Tensor, Option<&Segments>),
+    ) -> Tensor {
+        let x = embedding::forward(compute, weights, tokens, self.positions(segments));
+        masked(&x, self.channels())
     }
 
     /// A pass through one of the blocks, under its masks.

@@ -8,12 +8,13 @@ use super::compute::{Compute, per_element};
 use super::draw::labels;
 use super::lesson::Lesson;
 use super::norm::NormStatistics;
+use super::ramp::masked;
 use super::units::{Orientation, Projection};
 use super::views::{Accumulate, Grads, Weights};
 use crate::kernel::{cross_entropy as kernel, view};
 
 /// The final norm and the output matrix, which is the token embedding itself when tied.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Head {
     /// What stands before the output product.
     pub entry: Entry,
@@ -25,6 +26,9 @@ pub struct Head {
     pub multiplier: f64,
     /// What training adds to the cross-entropy; an evaluation adds nothing.
     pub terms: kernel::Terms,
+    /// On what the output matrix reads, where it is the embedding and its channels are masked:
+    /// `[D]`, compute dtype.
+    pub mask: Option<Tensor>,
 }
 
 /// Where the head's parameters are: the norm's unit, and the unit that holds the output matrix
@@ -131,6 +135,7 @@ impl Head {
             output_grads.accumulate = Accumulate::Add;
         }
         let dh = if self.multiplier == 1.0 { dh } else { dh * self.multiplier };
+        let dh = masked(&dh, self.mask.as_ref());
         let params = (&weights.norm, &grads.norm);
         (sum, self.entry.backward(compute, params, (x, statistics.as_ref()), &dh, None))
     }
@@ -160,7 +165,7 @@ impl Head {
     ) -> (Tensor, Option<NormStatistics>) {
         let (h, statistics) = self.entry.forward(compute, &weights.norm, x);
         let h = if self.multiplier == 1.0 { h } else { h * self.multiplier };
-        (h, statistics)
+        (masked(&h, self.mask.as_ref()), statistics)
     }
 
     /// Views of `rows` rows each, the last one perhaps shorter.

@@ -17,6 +17,7 @@ pub mod decoder;
 mod draw;
 pub mod embedding;
 pub mod facts;
+pub mod folding;
 pub mod fp8;
 pub mod head;
 pub mod init;

@@ -30,16 +30,46 @@ pub struct Norm {
     pub kind: NormKind,
     /// Added to the mean square (variance) before the root.
     pub eps: f64,
+    /// The part of the elements of a row that count in the mean square: below 1 where others are on
+    /// their way from 0 ([`super::ramp`]), for RMS norms only.
+    pub share: f64,
     /// Indices of weight and bias in the unit.
     pub index: NormIndex,
 }
 
 impl Norm {
+    /// The same norm where `share` of a row's elements count.
+    #[must_use]
+    pub fn of_share(self, share: f64) -> Self {
+        Self { share, ..self }
+    }
+
+    /// What the mean square over all elements needs for that over those that count: the square root
+    /// of the share, a factor on the result beside [`Self::whole_eps`].
+    fn factor(&self) -> f64 {
+        self.share.sqrt()
+    }
+
+    fn whole_eps(&self) -> f64 {
+        self.eps * self.share
+    }
+
     /// `y = (x - mean) * rstd * weight + bias` (mean and bias for layer norms only).
     ///
     /// # Shapes
-    /// - `x`: `[N, D]`; returns `y` `[N, D]` in the compute dtype, rounded once, and the statistics
+    /// - `x`: `[N, D]`; returns `y` `[N, D]` in the compute dtype, rounded once where all elements
+    ///   count, and the statistics
     pub fn forward(
+        &self,
+        compute: &Compute,
+        weights: &Weights<'_>,
+        x: &Tensor,
+    ) -> (Tensor, NormStatistics) {
+        let (y, statistics) = self.whole_forward(compute, weights, x);
+        (if self.share == 1.0 { y } else { y * self.factor() }, statistics)
+    }
+
+    fn whole_forward(
         &self,
         compute: &Compute,
         weights: &Weights<'_>,
@@ -47,7 +77,7 @@ impl Norm {
     ) -> (Tensor, NormStatistics) {
         if let Some(fused) = compute.fused(x.size()[1]) {
             let (weight, bias) = self.parameters(weights);
-            let (y, mean, rstd) = fused.norm_forward(x, (&weight, bias.as_ref()), self.eps);
+            let (y, mean, rstd) = fused.norm_forward(x, (&weight, bias.as_ref()), self.whole_eps());
             return (y, NormStatistics { mean, rstd });
         }
         if compute.has_kernels() {
@@ -56,7 +86,7 @@ impl Norm {
         let wide = x.to_kind(compute.accumulation());
         let mean = (self.kind == NormKind::Layer).then(|| row_mean(&wide));
         let centered = mean.as_ref().map_or_else(|| wide.shallow_clone(), |mean| &wide - mean);
-        let rstd = (row_mean(&centered.square()) + self.eps).rsqrt();
+        let rstd = (row_mean(&centered.square()) + self.whole_eps()).rsqrt();
         let mut y = &centered * &rstd * weights.get(self.index.weight).to_kind(wide.kind());
         if let Some(bias) = self.index.bias {
             y += weights.get(bias).to_kind(wide.kind());
@@ -78,6 +108,8 @@ impl Norm {
         dy: &Tensor,
         residual: Option<&Tensor>,
     ) -> Tensor {
+        let scaled = (self.share != 1.0).then(|| dy * self.factor());
+        let dy = scaled.as_ref().unwrap_or(dy);
         if let Some(fused) = compute.fused(x.size()[1]) {
             let state = (x, statistics);
             return self.backward_fused((fused, compute), (weights, grads), state, (dy, residual));
@@ -131,7 +163,7 @@ impl Norm {
         per_element!(compute, E => {
             let (x, y) = (view::slice::<E>(x), view::slice_mut::<E>(&mut y));
             let (weight, rstd) = (view::slice::<E>(&weight), view::slice_mut(&mut rstd));
-            let eps = self.eps as f32;
+            let eps = self.whole_eps() as f32;
             match (&bias, &mut mean) {
                 (Some(bias), Some(mean)) => {
                     let statistics = LayerNormStatistics { mean: view::slice_mut(mean), rstd };
@@ -157,7 +189,7 @@ impl Norm {
         let mut d_bias = self.index.bias.map(|bias| grads.open(compute, bias));
         per_element!(compute, E => {
             let (x, weight) = (view::slice::<E>(x), view::slice::<E>(&weight));
-            let (rstd, eps) = (view::slice(&statistics.rstd), self.eps as f32);
+            let (rstd, eps) = (view::slice(&statistics.rstd), self.whole_eps() as f32);
             let dx = view::slice_mut::<E>(&mut dx);
             let d_weight = view::slice_mut(&mut d_weight);
             let upstream = Upstream { dy: view::slice(dy), d_residual: residual.map(view::slice) };

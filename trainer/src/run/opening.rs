@@ -5,6 +5,7 @@ use crate::checkpoint::{AllowedChange, Checkpoint};
 use crate::config::Plan;
 use crate::corpus::Data;
 use crate::error::Error;
+use crate::exchange::Source;
 use crate::folder;
 use crate::growth::start;
 use crate::report::{plan_lines, stage_lines};
@@ -32,6 +33,28 @@ pub(super) fn begin(
         folder::keep_past(plan, data, checkpoint, &state.history.excluded)?;
     }
     Ok(allowed)
+}
+
+/// The plan with the masks of `[init.growth]`: over what a new run's model has beside the one it
+/// starts from, which a resume need not have any more.
+///
+/// # Errors
+/// If that model, or the plan of the checkpoint to resume, cannot be read.
+pub(super) fn with_first_masks(plan: &Plan) -> Result<Plan, Error> {
+    let mut plan = plan.clone();
+    let (Some(from), Some(growth)) = (&plan.init.from, plan.init.growth) else { return Ok(plan) };
+    if growth.mask_steps == 0 {
+        return Ok(plan);
+    }
+    let resumed = if plan.checkpoint.resume { folder::newest(&plan)? } else { None };
+    plan.ramp = match resumed {
+        // In a later stage they are none, or that stage's own.
+        Some(checkpoint) => Plan::from_toml(&checkpoint.run_state().plan_toml)?
+            .ramp
+            .filter(|ramp| ramp.from_step == 0),
+        None => growth.ramp(0, [&Source::open(from)?.config, &plan.model]),
+    };
+    Ok(plan)
 }
 
 impl Run<'_> {

@@ -120,7 +120,9 @@ impl Run<'_> {
             true => Keeping::Held,
             false => Keeping::Copied(buffer),
         };
-        let snapshot = saving::snapshot(&self.state, placement, &blueprint, keeping)?;
+        let folding = self.plan.folding(self.state.step);
+        let state = (&self.state, folding.as_ref());
+        let snapshot = saving::snapshot(state, placement, &blueprint, keeping)?;
         if moved {
             to_training_point(&self.state.units, &mut self.traffic)?;
         }

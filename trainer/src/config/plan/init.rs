@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, GroupPlan, PhaseMode, Plan, RampPlan};
+use super::{Group, GroupPlan, PhaseMode, Plan};
 use crate::model::config::{BranchGain, ModelConfig, NormPlacement, ResidualForm};
 
 /// `[init]`.
@@ -147,7 +147,7 @@ pub enum WidthGrowth {
     Uneven,
     /// In equal parts, and added rows are those of the next block: the function does not stay.
     Aki,
-    /// Not at all: added heads and neurons are drawn at random, and stand behind masks at first.
+    /// Not at all: added heads, neurons and channels are drawn at random, behind masks at first.
     Random,
 }
 
@@ -246,7 +246,7 @@ impl Plan {
             return plan;
         };
         let before = stage.checked_sub(2).map_or(&self.model, |index| &self.growth[index].model);
-        plan.ramp = RampPlan::of(before, entered);
+        plan.ramp = entered.growth.ramp(entered.at_step, [before, &entered.model]);
         plan.model = entered.model.clone();
         let anew = self.growth[..stage].iter().rfind(|s| s.schedule != PhaseMode::Continue);
         if let Some(anew) = anew {

@@ -1,36 +1,24 @@
 //! The masks under which a stage's model rises from the one before it.
 
-use serde::{Deserialize, Serialize};
-
-use super::{DepthGrowth, GrowthStage, Plan};
+use super::{DepthGrowth, GrowthPlan, Plan, WidthGrowth};
 use crate::model::config::ModelConfig;
+use crate::model::folding::Folding;
+use crate::model::ramp::Ramp;
 
-/// What a stage has added under masks, and when they rise; found from the stage and the models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RampPlan {
-    /// Steps done when the masks are 0.
-    pub from_step: u64,
-    /// Steps in which they rise to 1.
-    pub steps: u64,
-    /// The added blocks.
-    pub blocks: Vec<usize>,
-    /// Heads before the added ones.
-    pub heads: usize,
-    /// Neurons before the added ones.
-    pub neurons: usize,
-}
-
-impl RampPlan {
-    /// The masks of a stage that grows `before`; none if it has none.
-    pub(super) fn of(before: &ModelConfig, stage: &GrowthStage) -> Option<Self> {
-        let (old, new) = (before.spec(), stage.model.spec());
-        let blocks = stage.growth.depth.added_blocks(old.num_layers, new.num_layers);
-        (stage.growth.mask_steps > 0).then_some(Self {
-            from_step: stage.at_step,
-            steps: stage.growth.mask_steps,
+impl GrowthPlan {
+    /// The masks over what a growth after `from_step` steps adds to a model; none if it has none.
+    pub fn ramp(&self, from_step: u64, models: [&ModelConfig; 2]) -> Option<Ramp> {
+        let [old, new] = models.map(ModelConfig::spec);
+        let blocks = self.depth.added_blocks(old.num_layers, new.num_layers);
+        // Copies of what there was keep the function by themselves.
+        let widths = if self.width == WidthGrowth::Random { &old } else { &new };
+        (self.mask_steps > 0).then_some(Ramp {
+            from_step,
+            steps: self.mask_steps,
             blocks,
-            heads: old.num_heads,
-            neurons: old.intermediate_size,
+            heads: widths.num_heads,
+            neurons: widths.intermediate_size,
+            channels: widths.hidden_size,
         })
     }
 }
@@ -59,5 +47,11 @@ impl Plan {
         let ramp = self.ramp.as_ref()?;
         let end = ramp.from_step + ramp.steps;
         (step < end).then_some(end)
+    }
+
+    /// What the masks after `step` steps make of the model's weights in Hugging Face files; none where
+    /// all are 1.
+    pub fn folding(&self, step: u64) -> Option<Folding> {
+        Folding::new(&self.model, self.ramp.as_ref()?, step)
     }
 }

@@ -69,25 +69,11 @@ fn check_masks(
     let mask_steps = table.mask_steps.unwrap_or(0);
     let key = format!("{prefix}.mask_steps");
     problems.require(
-        mask_steps == 0 || prefix != "init.growth",
+        width != WidthGrowth::Random || mask_steps > 0,
         &key,
         mask_steps,
-        "is for stages within a run, whose plan knows both models",
-        "give the small model as [model] and grow in a stage [[growth]]",
-    );
-    problems.require(
-        width != WidthGrowth::Random || mask_steps > 0 || prefix == "init.growth",
-        &key,
-        mask_steps,
-        "leaves heads and neurons of width = \"random\" to change the function at once",
+        "leaves what width = \"random\" adds to change the function at once",
         "set the steps in which their masks rise, such as a tenth of the run",
-    );
-    problems.require(
-        width != WidthGrowth::Random || prefix != "init.growth",
-        &format!("{prefix}.width"),
-        "\"random\"",
-        "is for stages with mask_steps",
-        "use \"uneven\" or \"equal\"",
     );
     mask_steps
 }
@@ -104,15 +90,23 @@ pub(super) fn stages(
     if let ModelConfig::Llama(llama) = first {
         written.insert("head_dim".to_owned(), Value::Integer(llama.head_dim as i64));
     }
+    let end_of = |next: usize| config.growth.get(next).map_or(steps, |stage| stage.at_step);
+    if let Some(growth) = &config.init.growth {
+        check_ramp("init.growth", (growth, config.optim.rule), (0, end_of(0)), problems);
+        check_masked_form("init.growth", growth.mask_steps, &[first], problems);
+    }
     let (mut plans, mut before) = (Vec::new(), 0);
     for (index, stage) in config.growth.iter().enumerate() {
         check_step(index, stage.at_step, (before, steps), problems);
         before = stage.at_step;
-        check_ramp(index, config, (stage, steps), problems);
+        let steps_here = (stage.at_step, end_of(index + 1));
+        let prefix = format!("growth[{index}]");
+        check_ramp(&prefix, (&stage.growth, config.optim.rule), steps_here, problems);
         written.extend(stage.model.clone());
         let plan = stage_plan(index, stage, (&written, sequence_length), problems);
         if let Some(plan) = &plan {
-            check_masked_form(index, (first, plan), problems);
+            let mask_steps = Some(plan.growth.mask_steps);
+            check_masked_form(&prefix, mask_steps, &[first, &plan.model], problems);
         }
         plans.extend(plan);
     }
@@ -121,23 +115,22 @@ pub(super) fn stages(
 
 /// A stage's masks must be 1 before the next stage, and at the end of the run.
 fn check_ramp(
-    index: usize,
-    config: &RunConfig,
-    (stage, steps): (&GrowthStageTable, u64),
+    prefix: &str,
+    (growth, rule): (&GrowthTable, Option<RuleName>),
+    (from_step, end): (u64, u64),
     problems: &mut Problems,
 ) {
-    let mask_steps = stage.growth.mask_steps.unwrap_or(0);
-    let key = format!("growth[{index}].mask_steps");
-    let end = config.growth.get(index + 1).map_or(steps, |next| next.at_step);
+    let mask_steps = growth.mask_steps.unwrap_or(0);
+    let key = format!("{prefix}.mask_steps");
     problems.require(
-        stage.at_step.saturating_add(mask_steps) <= end,
+        from_step.saturating_add(mask_steps) <= end,
         &key,
         mask_steps,
         format!("goes beyond step {end}, where the stage ends"),
         "use fewer steps: what is exported or grown must be the plain model",
     );
     problems.require(
-        mask_steps == 0 || config.optim.rule != Some(RuleName::SophiaH),
+        mask_steps == 0 || rule != Some(RuleName::SophiaH),
         &key,
         mask_steps,
         "is not known to the second derivatives of optim.rule = \"sophia_h\"",
@@ -148,15 +141,16 @@ fn check_ramp(
 /// Masks of 0 keep the function where a silent branch leaves the stream as it is and no norm sees new
 /// heads and neurons beside the old ones: in the plain form.
 fn check_masked_form(
-    index: usize,
-    (first, stage): (&ModelConfig, &GrowthStage),
+    prefix: &str,
+    mask_steps: Option<u64>,
+    models: &[&ModelConfig],
     problems: &mut Problems,
 ) {
-    let mask_steps = stage.growth.mask_steps;
-    let is_plain = [first, &stage.model].into_iter().all(|model| model.spec().residual.is_plain());
+    let mask_steps = mask_steps.unwrap_or(0);
+    let is_plain = models.iter().all(|model| model.spec().residual.is_plain());
     problems.require(
         mask_steps == 0 || is_plain,
-        &format!("growth[{index}].mask_steps"),
+        &format!("{prefix}.mask_steps"),
         mask_steps,
         "masks branches of Llama's and GPT-2's residual form, and model.residual, or the init.scheme \
          that brings it, is another",
