@@ -26,7 +26,7 @@ const ORDER: &[&[&str]] = &[
     ],
     &["sharding", "rules", "ownership"],
     &["state"],
-    &["residents", "gradients", "spare", "step_numbers"],
+    &["residents", "gradients", "spare", "step_numbers", "readback"],
     &["update", "pass", "eval_point", "curvature", "teacher"],
     &["step"],
     &["recipe", "corpus", "eval", "sample", "report", "blackbox", "snapshot"],

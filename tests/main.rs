@@ -5,7 +5,8 @@
 //! `coordinates` one width with another; `forms` residual forms with their papers; `documents` and
 //! `data` pack and mix; `families`, `rules`, `whole`, `resume`, `growth`, `inheritance`, `masks`,
 //! `saving`, `faults`, `guard` and `watchdog` run the program, `hosts` on two hosts; `cli` checks what
-//! it says, `layering` what may name what.
+//! it says, `layering` what may name what, `waits` where a step may wait for
+//! a GPU.
 
 mod cli;
 mod coordinates;
@@ -33,6 +34,7 @@ mod rules;
 mod saving;
 mod steady;
 mod stopping;
+mod waits;
 mod watchdog;
 mod whole;
 mod zero;

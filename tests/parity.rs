@@ -1,5 +1,6 @@
 //! Our models against Hugging Face's: logits, loss, every gradient, and ten steps of AdamW.
 
+use grove::Clock;
 use grove::gradients::Round;
 use grove::model::block::Recompute;
 use grove::model::compute::{Compute, Products};
@@ -87,7 +88,12 @@ fn ten_steps_of_adamw_equal_hugging_face() {
             let error = (loss - expected).abs() / expected;
             assert!(error < tolerance(kind), "{label} step {step}: loss {loss}, not {expected}");
             let squared = alone(&subject.state.units, |traffic| {
-                squared_grad_norm(&subject.compute, &subject.state.units, &traffic.sharding)
+                squared_grad_norm(
+                    &subject.compute,
+                    &subject.state.units,
+                    &traffic.sharding,
+                    &mut Clock::new(),
+                )
             });
             let norm = squared.expect("a norm").sqrt() / num_targets;
             let grad_scale = clip_scale(norm, 1.0) / num_targets;

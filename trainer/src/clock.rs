@@ -7,8 +7,8 @@ use crate::beacon::Beacon;
 use crate::metrics::{Phase, Trace, UnitSeconds};
 use crate::watchdog::Pulse;
 
-/// Adds up wall seconds by phase. Times are the host's: work queued on a GPU is counted where the
-/// host waits for it.
+/// Adds up wall seconds by phase. Times are the host's: work queued on a GPU is counted as
+/// [`Phase::Device`], where the host waits for it.
 #[derive(Debug, Default)]
 pub struct Clock {
     seconds: BTreeMap<Phase, f64>,
@@ -17,6 +17,7 @@ pub struct Clock {
     pulse: Pulse,
     activation_bytes: u64,
     trace: Option<Trace>,
+    readbacks: u64,
 }
 
 impl Clock {
@@ -83,6 +84,16 @@ impl Clock {
     /// The most bytes of activations that waited for their backward since the clock was made.
     pub fn activation_bytes(&self) -> u64 {
         self.activation_bytes
+    }
+
+    /// Notes that numbers of the device were waited for.
+    pub fn note_readback(&mut self) {
+        self.readbacks += 1;
+    }
+
+    /// How often numbers of the device were waited for since the last call.
+    pub fn take_readbacks(&mut self) -> u64 {
+        std::mem::take(&mut self.readbacks)
     }
 
     /// Traces phases and units from here on, if it does not already.

@@ -87,7 +87,7 @@ fn one_step(
     let loss = micro_step(recipe.layers(state), tokens, Round::only(), traffic, clock)?;
     traffic.sums.finish()?;
     let count = tokens.num_targets() as f64;
-    let squared = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
+    let squared = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding, clock)?;
     let norm = squared.sqrt() / count;
     let clip = if recipe.clip_norm > 0.0 { clip_scale(norm, recipe.clip_norm) } else { 1.0 };
     let update = Update {

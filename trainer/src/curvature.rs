@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::gradients::Round;
 use crate::kernel::view;
 use crate::metrics::Phase;
-use crate::model::compute::Compute;
+use crate::model::compute::{Compute, on_device};
 use crate::model::decoder::Decoder;
 use crate::model::init::{fill, generator, open_uniform};
 use crate::model::plain::{NamedWeights, PlainModel};
@@ -134,7 +134,7 @@ impl Curvature {
         let num_tokens = sum_integers(traffic.sharding.world(), &[tokens], "tokens")?[0] as f64;
         traffic.sums.finish()?;
         clock.enter(Phase::Clip);
-        let norm = squared_grad_norm(setting.compute, units, &traffic.sharding)?.sqrt();
+        let norm = squared_grad_norm(setting.compute, units, &traffic.sharding, clock)?.sqrt();
         if !norm.is_finite() {
             return Ok(());
         }
@@ -173,7 +173,7 @@ impl Curvature {
                 Some(draws) => draws.shallow_clone(),
                 None => uniforms(self.seed, (step, number), numel),
             };
-            tokens.draws = Some(draws.to_device(layers.compute.device));
+            tokens.draws = Some(on_device(draws, layers.compute.device));
             let _loss = micro_step(layers, &tokens, round(index, rounds), traffic, clock)?;
             if held.number.is_some() {
                 num_tokens += held.tokens.num_targets() as i64;

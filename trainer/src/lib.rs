@@ -28,6 +28,7 @@ pub mod model;
 pub mod ownership;
 pub mod pass;
 pub mod peak;
+pub mod readback;
 pub mod recipe;
 pub mod replay;
 pub mod report;

@@ -1,9 +1,11 @@
 //! One micro-batch through the model and back: the list of layer calls that training is.
 
+mod graphs;
 mod tokens;
 
 use tch::{Kind, Tensor};
 
+pub use graphs::{Graphs, micro_step};
 pub use tokens::{Documents, Tokens};
 
 use crate::clock::Clock;
@@ -42,13 +44,21 @@ pub struct Traffic<'a> {
     pub sums: GradientSums,
     /// The most bytes that updates of parameters which are taken whole had on their way at one time.
     pub exchange_bytes: u64,
+    /// Micro-steps as a GPU was asked for them before, where they are recorded.
+    pub graphs: Option<Graphs>,
 }
 
 impl<'a> Traffic<'a> {
     /// Nothing on its way yet; gathers will start `ahead` visits before their use.
     pub fn new(sharding: Sharding<'a>, units: &[UnitState], ahead: usize) -> Self {
         let residents = Residents::new(units, ahead);
-        Self { sharding, residents, sums: GradientSums::new(units), exchange_bytes: 0 }
+        Self {
+            sharding,
+            residents,
+            sums: GradientSums::new(units),
+            exchange_bytes: 0,
+            graphs: None,
+        }
     }
 
     /// Starts to bring the other ranks' parts of all whole working copies, as after an update.
@@ -138,16 +148,8 @@ fn forward_visits(model: &Decoder) -> Vec<usize> {
     visits
 }
 
-/// Forward and backward of one micro-batch: its gradients join the units' accumulators once
-/// `traffic.sums` is finished. Returns the summed loss over its tokens, a scalar f64 on the device.
-///
-/// # Errors
-/// If a gather or reduction fails.
-///
-/// # Collectives
-/// Where working copies are sharded: a gather for each use of a unit. For each unit what
-/// [`GradientSums::add`] does, in backward order.
-pub fn micro_step(
+/// [`micro_step`] without a graph.
+fn queue_micro_step(
     layers: Layers<'_>,
     tokens: &Tokens,
     round: Round,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use grove_data::Stage;
 use grove_optim::BatchRamp;
 use grove_parallel::collective::StepTotals;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::clock::Clock;
 use crate::config::Plan;
@@ -14,6 +14,8 @@ use crate::metrics::{
     Communication, DistillRecord, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu,
     pages_given, peak_resident_bytes,
 };
+use crate::model::compute::Compute;
+use crate::model::fp8::Fp8;
 use crate::pass::Traffic;
 use crate::state::RunState;
 use crate::step::StepOutcome;
@@ -40,8 +42,12 @@ pub struct Spent {
     pub step_seconds: f64,
     /// Seconds of waiting for saves since the last record.
     pub save_seconds: f64,
-    /// Joules, where they can be read.
+    /// Joules of this host's processors, where they can be read.
     pub energy_joules: Option<f64>,
+    /// Joules of its GPUs, where they are used and can be read.
+    pub gpu_energy_joules: Option<f64>,
+    /// The most memory in use on this rank's GPU so far.
+    pub peak_device_memory_bytes: Option<u64>,
     /// Calls between ranks.
     pub communication: StepTotals,
     /// The most memory of each category so far.
@@ -57,6 +63,8 @@ pub struct Costs {
     num_passed_tokens: u64,
     seconds: f64,
     energy_joules: Option<f64>,
+    gpu_energy_joules: Option<f64>,
+    peak_device_memory_bytes: Option<u64>,
 }
 
 impl Costs {
@@ -65,29 +73,51 @@ impl Costs {
         self.num_tokens += outcome.num_tokens;
         self.num_passed_tokens += outcome.num_tokens * outcome.num_passes;
         self.seconds += spent.step_seconds;
-        if let Some(joules) = spent.energy_joules {
-            *self.energy_joules.get_or_insert(0.0) += joules;
+        let energies = [
+            (&mut self.energy_joules, spent.energy_joules),
+            (&mut self.gpu_energy_joules, spent.gpu_energy_joules),
+        ];
+        for (sum, joules) in energies {
+            if let Some(joules) = joules {
+                *sum.get_or_insert(0.0) += joules;
+            }
         }
+        self.peak_device_memory_bytes = spent.peak_device_memory_bytes;
     }
 
     /// The four costs in one line: compute, time, memory, energy; `None` before the first step.
     pub fn line(&self, rates: &Rates, state: &RunState) -> Option<String> {
-        let Self { num_tokens, num_passed_tokens, seconds, energy_joules } = *self;
+        let Self { num_tokens, num_passed_tokens, seconds, .. } = *self;
         if num_tokens == 0 {
             return None;
         }
         let tokens_per_second = num_tokens as f64 / seconds;
-        let energy = match energy_joules {
-            Some(joules) => format!("{:.4} J a token on this host", joules / num_tokens as f64),
-            None => "not measured".to_owned(),
-        };
         Some(format!(
             "compute {:.3e} FLOPs at {:.1} % of peak; time {seconds:.1} s for {num_tokens} tokens, \
-             {tokens_per_second:.0} a second; memory {} MiB a rank at most; energy {energy}",
+             {tokens_per_second:.0} a second; memory {} MiB a rank at most{}; energy {}",
             state.flops as f64,
             100.0 * rates.mfu(num_passed_tokens as f64 / seconds),
             peak_resident_bytes().unwrap_or(0) >> 20,
+            self.device_memory_words(),
+            self.energy_words(),
         ))
+    }
+
+    fn device_memory_words(&self) -> String {
+        let words = |bytes: u64| format!(" and {} MiB of its GPU", bytes >> 20);
+        self.peak_device_memory_bytes.map(words).unwrap_or_default()
+    }
+
+    fn energy_words(&self) -> String {
+        let a_token = |joules: f64| joules / self.num_tokens as f64;
+        match (self.energy_joules.map(a_token), self.gpu_energy_joules.map(a_token)) {
+            (Some(host), None) => format!("{host:.4} J a token on this host"),
+            (None, Some(gpus)) => format!("{gpus:.4} J a token by this host's GPUs"),
+            (Some(host), Some(gpus)) => {
+                format!("{host:.4} J a token by this host's processors, {gpus:.4} by its GPUs")
+            }
+            (None, None) => "not measured".to_owned(),
+        }
     }
 }
 
@@ -146,8 +176,10 @@ pub fn step_record(
         phases: spent.phases,
         unit_seconds: spent.unit_seconds,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
+        peak_device_memory_bytes: spent.peak_device_memory_bytes,
         pages_given: pages_given().unwrap_or(0),
         energy_joules: spent.energy_joules,
+        gpu_energy_joules: spent.gpu_energy_joules,
         communication: Communication::from(&spent.communication),
         memory_bytes: spent.memory,
         total_flops: state.flops as f64,
@@ -167,6 +199,15 @@ pub fn stage_lines(stages: &[Stage], ramp: &BatchRamp) -> Vec<String> {
         format!("from step {step}: weights {}", weights.join(", "))
     };
     stages.iter().map(line).collect()
+}
+
+/// What is to be known of 8-bit products that are not a GPU's; nothing where there are none.
+pub fn emulation_line(compute: &Compute) -> Option<String> {
+    (compute.device == Device::Cpu && compute.fp8 != Fp8::Off).then(|| {
+        "gpu.fp8 is emulated on the CPU: matrices are rounded to 8 bits as on a GPU and multiplied \
+         in fp32, which is slower than bf16"
+            .to_owned()
+    })
 }
 
 /// A plan in few lines: one for each table.

@@ -1,5 +1,6 @@
 //! A run's life: start or resume, step after step, and the visible list of what is due after each.
 
+mod meters;
 mod opening;
 mod samples;
 mod saves;
@@ -22,10 +23,9 @@ use crate::eval_point::{to_eval_point, to_training_point};
 use crate::folder::{self, Found};
 use crate::growth::inherit::teach;
 use crate::growth::start;
-use crate::metrics::{EnergyMeter, EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
+use crate::metrics::{EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
-use crate::peak;
 use crate::recipe::{allocate, placement, recipe};
 use crate::report::{Costs, Rates, Spent, memory_by_category, step_record};
 use crate::run_lock::RunLock;
@@ -38,6 +38,7 @@ use crate::step::{Recipe, StepOutcome, train_step};
 use crate::step_numbers::{Word, agree_on, agree_to_stop};
 use crate::teacher::Distillation;
 use crate::watchdog::Pulse;
+use meters::Meters;
 use saves::Saves;
 use trips::{exclude, first_snapshot};
 
@@ -150,7 +151,7 @@ struct Run<'a> {
     validation: Vec<(String, Validation)>,
     sinks: Sinks,
     clock: Clock,
-    energy: EnergyMeter,
+    meters: Meters,
     peak_flops: f64,
     costs: Costs,
     /// What is to be said once something can be said.
@@ -196,8 +197,9 @@ impl<'a> Run<'a> {
         }
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
+        traffic.graphs = opening::graphs(plan, compute)?;
         let validation = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
-        let peak_flops = peak_flops(plan, compute);
+        let (peak_flops, device) = (opening::peak_flops(plan, compute), compute.device);
         let snapshot = first_snapshot(plan, &state);
         let mut run = Self {
             batches: data.batches(plan, collective, (state.step, &state.history.excluded))?,
@@ -208,7 +210,7 @@ impl<'a> Run<'a> {
             data,
             allowed_changes,
             clock: Clock::showing(pulse.clone(), beacon),
-            energy: EnergyMeter::start(),
+            meters: Meters::start(device),
             plans,
             plan,
             collective,
@@ -239,7 +241,7 @@ impl<'a> Run<'a> {
             }
             self.recipe.model.mask_at(&self.recipe.compute, self.state.step);
             // What was used since the last step was not used by this one.
-            let _ = (self.energy.joules(), self.collective.ledger().take_step());
+            let _ = (self.meters.joules(), self.collective.ledger().take_step());
             if self.plan.profile.covers(self.state.step + 1) {
                 self.clock.begin_trace();
             }
@@ -296,6 +298,7 @@ impl<'a> Run<'a> {
         let num_passed = u128::from(outcome.num_tokens) * u128::from(outcome.num_passes);
         self.state.flops +=
             num_passed * flops_per_token + u128::from(outcome.num_tokens) * u128::from(taught);
+        let (energy_joules, gpu_energy_joules) = self.meters.joules();
         let spent = Spent {
             communication: self.collective.ledger().take_step(),
             memory: MemoryByCategory {
@@ -308,7 +311,9 @@ impl<'a> Run<'a> {
             unit_seconds: self.clock.take_unit_seconds(),
             step_seconds: started.elapsed().as_secs_f64(),
             save_seconds: self.saves.take_seconds(),
-            energy_joules: self.energy.joules(),
+            energy_joules,
+            gpu_energy_joules,
+            peak_device_memory_bytes: self.meters.peak_device_memory_bytes(),
         };
         self.costs.add(outcome, &spent);
         self.sinks.step(&step_record(outcome, spent, &self.rates(), &self.state));
@@ -366,14 +371,6 @@ impl<'a> Run<'a> {
             num_ranks: self.collective.degree(),
             peak_flops: self.peak_flops,
         }
-    }
-}
-
-/// The peak that the plan states, or else the measured one, in FLOP/s.
-fn peak_flops(plan: &Plan, compute: &Compute) -> f64 {
-    match plan.metrics.peak_tflops {
-        0.0 => peak::measure(compute),
-        tflops => tflops * 1e12,
     }
 }
 

@@ -1,11 +1,13 @@
 //! One optimizer step: batches in, parameters updated, numbers out.
 
+mod found;
+
 use std::time::Duration;
 
+use found::{Found, Passed};
 use grove_data::Prefetcher;
 use grove_optim::{BatchRamp, Groups, Kernels, Schedule, clip_scale};
 use grove_parallel::{Assignment, ExactSum};
-use tch::{Kind, Tensor};
 
 use crate::clock::Clock;
 use crate::curvature::{Before, Curvature, Held, Setting};
@@ -21,7 +23,7 @@ use crate::rules::Rules;
 use crate::state::RunState;
 use crate::step_numbers::{SaveCounts, StepNumbers, Word, agree_to_stop};
 use crate::teacher::Distillation;
-use crate::update::{Update, apply, squared_grad_norm};
+use crate::update::{Update, apply};
 
 /// How long a rank that waits for data goes without a look for a request to stop.
 const STOP_POLL: Duration = Duration::from_millis(20);
@@ -156,6 +158,11 @@ pub struct StepOutcome {
 /// # Collectives
 /// Those of [`micro_step`] in each round, with an all-reduce before it under [`Word::leaves_step`], an
 /// all-reduce of the step's numbers, one of the squared norm, and those of [`apply`].
+///
+/// # Waiting for a GPU
+/// Once, where the losses and the norm are fetched ([`crate::readback`]), after every pass of the
+/// step was queued and before its update is. Once more where an estimate of the curvature is due;
+/// besides where tensors travel through the host: masters in host memory, collectives over MPI.
 pub fn train_step(
     recipe: &Recipe,
     state: &mut RunState,
@@ -171,24 +178,18 @@ pub fn train_step(
     let held = estimate_curvature(recipe, state, batches, traffic, clock)?;
     // An estimate has changed the state, which must not be saved without its step.
     let word = Word { leaves_step: word.leaves_step && held.is_none(), ..word };
-    let gradients = gradients(recipe, state, (batches, held), word, traffic, clock)?;
-    let Some((mine, micro_losses)) = gradients else {
+    let passed = gradients(recipe, state, (batches, held), word, traffic, clock)?;
+    let Some(passed) = passed else {
         traffic.sums.finish()?;
         return Ok(None);
     };
-
     clock.enter(Phase::Reduce);
-    let StepNumbers { loss, divergence, num_tokens, stops, saves } =
-        mine.telling(word).over_ranks(traffic.sharding.world())?;
     traffic.sums.finish()?;
-
-    clock.enter(Phase::Clip);
-    if num_tokens == 0 {
-        return Err(Error::NoTargets { step: state.step + 1 });
-    }
+    let Found { numbers, micro_losses, squared_norm } =
+        passed.found(recipe, state, word, traffic, clock)?;
+    let StepNumbers { loss, divergence, num_tokens, stops, saves } = numbers;
     let num_tokens_f64 = num_tokens as f64;
     let loss = loss.value() / num_tokens_f64;
-    let squared_norm = squared_grad_norm(&recipe.compute, &state.units, &traffic.sharding)?;
     let grad_norm = squared_norm.sqrt() / num_tokens_f64;
     let lr = recipe.schedule.lr(state.step);
     let tripped = recipe.guard.judge(&state.history, loss, grad_norm);
@@ -303,8 +304,8 @@ fn next_tokens_or_stop(
     Ok(None)
 }
 
-/// Forward and backward of this rank's micro-batches: the summed loss and the tokens, and the loss of
-/// each micro-batch. Nothing if the step was left for a stop, which all ranks do before the same round.
+/// Forward and backward of this rank's micro-batches. Nothing if the step was left for a stop, which
+/// all ranks do before the same round.
 ///
 /// In a last round with fewer micro-batches than ranks, a rank without one computes its last one
 /// again and contributes nothing: so all ranks take part in the same collectives.
@@ -315,7 +316,7 @@ fn gradients(
     word: Word<'_>,
     traffic: &mut Traffic<'_>,
     clock: &mut Clock,
-) -> Result<Option<(StepNumbers, Vec<f64>)>, Error> {
+) -> Result<Option<Passed>, Error> {
     let (layers, assignment) = (recipe.layers(state), recipe.assignment(state.step)?);
     let (num_rounds, rank) = (assignment.num_rounds(), traffic.sharding.placement.rank);
     let (mut losses, mut num_tokens, mut tokens) = (Vec::new(), 0, None::<Tokens>);
@@ -345,17 +346,7 @@ fn gradients(
             num_tokens += tokens.num_targets();
         }
     }
-    let (loss, losses) = sum_of(&losses);
     let divergence = recipe.distillation.as_ref().and_then(|it| it.mixture(state.step));
-    let divergence = divergence.map(|_| sum_of(&divergences).0);
-    Ok(Some((StepNumbers { loss, divergence, num_tokens, ..StepNumbers::zero() }, losses)))
-}
-
-/// The exact sum of scalars, and each of them.
-fn sum_of(scalars: &[Tensor]) -> (ExactSum, Vec<f64>) {
-    let values: Vec<f64> =
-        Vec::try_from(Tensor::stack(scalars, 0).to_kind(Kind::Double)).expect("a vector of f64");
-    let mut sum = ExactSum::new();
-    values.iter().for_each(|&value| sum.add(value));
-    (sum, values)
+    let divergences = divergence.map(|_| divergences);
+    Ok(Some(Passed { losses, divergences, num_tokens }))
 }

@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use grove_optim::{
-    DecayOrder, Elements, Groups, Kernels, LEAF_ELEMENTS, Real, Rule, Scalars, StateSlice,
-    StepNumbers, Storage, TensorElements, Working, block_squared_norms, num_blocks,
+    DecayOrder, Elements, Groups, Kernels, Real, Rule, Scalars, StateSlice, StepNumbers, Storage,
+    TensorElements, Working,
 };
-use grove_parallel::ExactSum;
 use half::bf16;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
@@ -20,11 +19,13 @@ use crate::model::compute::Compute;
 use crate::model::units::ParamSpec;
 use crate::pass::Traffic;
 use crate::rules::Rules;
-use crate::sharding::{Placement, Sharding};
+use crate::sharding::Placement;
 use crate::state::{StateBuffer, UnitState};
-use crate::step_numbers::sum_integers;
 
+mod norm;
 mod whole;
+
+pub use norm::{SquaredNorm, squared_grad_norm};
 
 /// Elements that one thread takes at a time: large beside the cost of handing them out, small
 /// beside a parameter. A multiple of the leaf of the norm's sum.
@@ -53,80 +54,6 @@ pub struct Update<'a> {
     pub averaging_weight: f64,
     /// The run's seed, for states that are rounded at random.
     pub seed: u64,
-}
-
-/// The sum of squares of all gradient elements, the same on every rank and at every sharding:
-/// leaves of 256 elements of a parameter are summed in one order, and the leaves' sums exactly.
-///
-/// # Errors
-/// If the collective fails.
-///
-/// # Collectives
-/// One all-reduce over the shard group, where there is more than one rank in it.
-pub fn squared_grad_norm(
-    compute: &Compute,
-    units: &[UnitState],
-    sharding: &Sharding<'_>,
-) -> Result<f64, grove_parallel::Error> {
-    let mut sum = match (compute.device, compute.accumulation()) {
-        (Device::Cpu, Kind::Double) => squared_norm_of::<f64>(compute, units),
-        (Device::Cpu, _) => squared_norm_of::<f32>(compute, units),
-        _ => squared_norm_of_tensors(units),
-    };
-    if sharding.placement.shard_degree > 1 {
-        let digits = sum_integers(sharding.shards(), &sum.to_digits(), "squared norm")?;
-        sum = ExactSum::from_digits(&digits);
-    }
-    Ok(sum.value())
-}
-
-fn squared_norm_of<T: Real + view::Element>(compute: &Compute, units: &[UnitState]) -> ExactSum {
-    let grads: Vec<Tensor> = units.iter().map(UnitState::owned_grads).collect();
-    let mut pieces = Vec::new();
-    for (unit, grads) in units.iter().zip(&grads) {
-        let grads = view::slice::<T>(grads);
-        for segment in &unit.segments {
-            let values = &grads[segment.range.clone()];
-            pieces.extend(values.chunks(PIECE_ELEMENTS).map(|piece| (piece, ExactSum::new())));
-        }
-    }
-    compute.pool.for_each_chunk_mut(&mut pieces, 1, |_, piece| {
-        let (values, sum) = &mut piece[0];
-        let mut leaves = [0.0; PIECE_ELEMENTS / LEAF_ELEMENTS];
-        let leaves = &mut leaves[..num_blocks(values.len(), LEAF_ELEMENTS)];
-        block_squared_norms(values, LEAF_ELEMENTS, leaves).expect("a sum for each leaf");
-        leaves.iter().for_each(|&leaf| sum.add(leaf));
-    });
-    let mut total = ExactSum::new();
-    pieces.iter().for_each(|(_, sum)| total.merge(sum));
-    total
-}
-
-/// The same by libtorch's operators, which sum a leaf in an order of their own.
-fn squared_norm_of_tensors(units: &[UnitState]) -> ExactSum {
-    const LEAF: i64 = LEAF_ELEMENTS as i64;
-    let mut leaves = Vec::new();
-    for unit in units {
-        let grads = unit.owned_grads();
-        for segment in &unit.segments {
-            let (start, numel) = (segment.range.start as i64, segment.range.len() as i64);
-            let whole = numel / LEAF * LEAF;
-            for (start, numel) in [(start, whole), (start + whole, numel - whole)] {
-                if numel > 0 {
-                    let rows = grads.narrow(0, start, numel).view([-1, numel.min(LEAF)]);
-                    let squares = rows.to_kind(Kind::Double).square();
-                    leaves.push(squares.sum_dim_intlist([1i64].as_slice(), false, Kind::Double));
-                }
-            }
-        }
-    }
-    let mut sum = ExactSum::new();
-    if leaves.is_empty() {
-        return sum;
-    }
-    let leaves: Vec<f64> = Vec::try_from(Tensor::cat(&leaves, 0)).expect("a vector of f64");
-    leaves.into_iter().for_each(|leaf| sum.add(leaf));
-    sum
 }
 
 /// Updates masters and optimizer state of what this rank owns, and working copies everywhere: those

@@ -24,6 +24,7 @@ const HARMLESS: &[&str] = &[
     "parallel.",
     "gpu.fused",
     "gpu.attention",
+    "gpu.graphs",
     "eval.",
     "checkpoint.",
     "guard.",

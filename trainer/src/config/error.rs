@@ -133,6 +133,15 @@ pub enum ConfigError {
         /// Ranks of the run; above 0.
         ranks: usize,
     },
+    /// A micro-step that is to be recorded has calls between ranks in it.
+    #[error(
+        "gpu.graphs = true records micro-steps without calls between ranks, found {ranks} ranks; use \
+         gpu.graphs = false, or one rank"
+    )]
+    GraphsOfRanks {
+        /// Ranks of the run.
+        ranks: usize,
+    },
     /// The table of keys allows what the tables of the file do not: a defect of this program.
     #[error("{}: {message}; expected the schema to refuse this: please report it", path.display())]
     SchemaBehind {

@@ -125,7 +125,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`ConfigError::Ranks`] if there are more ranks than micro-batches,
-    /// [`ConfigError::ShardDegree`] if shard groups do not fill the ranks.
+    /// [`ConfigError::ShardDegree`] if shard groups do not fill the ranks,
+    /// [`ConfigError::GraphsOfRanks`] if micro-steps with calls between ranks were to be recorded.
     pub fn check_ranks(&self, ranks: usize) -> Result<(), ConfigError> {
         assert!(ranks > 0, "a run has at least one rank");
         let (key, micro_batches) = match self.batch.ramp_from {
@@ -138,6 +139,9 @@ impl Plan {
         let shard_degree = self.parallel.shard_degree;
         if shard_degree > 0 && !ranks.is_multiple_of(shard_degree) {
             return Err(ConfigError::ShardDegree { shard_degree, ranks });
+        }
+        if self.gpu.graphs && ranks > 1 {
+            return Err(ConfigError::GraphsOfRanks { ranks });
         }
         Ok(())
     }

@@ -298,6 +298,7 @@ pub(super) struct GpuTable {
     pub(super) fused: Option<bool>,
     pub(super) attention: Option<AttentionChoice>,
     pub(super) fp8: Option<Fp8>,
+    pub(super) graphs: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]

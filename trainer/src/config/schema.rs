@@ -239,6 +239,7 @@ pub(super) const KEYS: &[Key] = &[
     key("gpu.fused", Flag, "whether layers use kernels of our own on a GPU"),
     key("gpu.attention", OneOf(&["auto", "flash", "efficient", "cudnn", "math"]), "the kernel of attention on a GPU"),
     key("gpu.fp8", OneOf(&["off", "tensor", "row"]), "what shares a scale in products of 8-bit numbers"),
+    key("gpu.graphs", Flag, "whether a micro-step on a GPU is recorded once and then replayed"),
     key("parallel.zero", Count, "the ZeRO stage, 0 to 3"),
     key("parallel.shard_degree", Count, "the ranks that hold one copy of the sharded state, 0 for all"),
     key("parallel.reduction", OneOf(&["exact", "fast"]), "how gradients are summed"),

@@ -154,7 +154,7 @@ fn switch(method: &CStr, on: bool) -> Result<(), CudaError> {
 }
 
 /// A function of the libraries that this process has loaded.
-fn find(name: &CStr) -> Result<*mut c_void, CudaError> {
+pub(super) fn find(name: &CStr) -> Result<*mut c_void, CudaError> {
     // SAFETY: it looks a name up.
     let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
     if found.is_null() {

@@ -12,7 +12,8 @@ pub enum CudaError {
     },
     /// A function of libtorch that is called by name is not there.
     #[error(
-        "this libtorch has no {name}, by which attention's kernel is chosen; use 2.11, which scripts/setup fetches"
+        "this libtorch has no {name}, which is called by that name for gpu.attention or gpu.graphs; use 2.11, \
+         which scripts/setup fetches"
     )]
     Switch {
         /// The name in the library.

@@ -1,6 +1,7 @@
 //! The kernels on a GPU, by its driver.
 #![allow(unsafe_code, reason = "kernels are launched on raw device memory")]
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,13 +26,20 @@ pub(super) trait Launch {
     /// The call's addresses must be memory of the device, as long and of the dtypes that the kernel
     /// takes for the call's sizes, and stay so until what is queued is done.
     unsafe fn launch(&self, kernel: Kernel, form: Form, grid: Grid, call: &Call);
+
+    /// Queues launches from here on behind those of another stream, `None` for libtorch's default
+    /// one. The caller takes care that libtorch queues there too.
+    fn queue_on(&self, stream: Option<Arc<CudaStream>>);
 }
 
-/// The kernels of all layers on one GPU. Launches are queued on libtorch's default stream there, so
-/// they come after what libtorch was asked before, and before what it is asked next.
+/// The kernels of all layers on one GPU. Launches are queued on libtorch's default stream there, or
+/// where work is recorded, so they come after what libtorch was asked before, and before what it is
+/// asked next.
 #[derive(Debug)]
 pub struct Kernels {
-    stream: Arc<CudaStream>,
+    default_stream: Arc<CudaStream>,
+    /// Where launches are queued.
+    stream: RefCell<Arc<CudaStream>>,
     functions: BTreeMap<(Kernel, Form), CudaFunction>,
 }
 
@@ -58,7 +66,8 @@ impl Kernels {
                 }
             }
         }
-        Ok(Self { stream: context.default_stream(), functions })
+        let default_stream = context.default_stream();
+        Ok(Self { stream: RefCell::new(Arc::clone(&default_stream)), default_stream, functions })
     }
 }
 
@@ -70,7 +79,7 @@ pub fn compute_capability(ordinal: usize) -> Result<(i32, i32), CudaError> {
     context(ordinal)?.compute_capability().map_err(refused("cuDeviceGetAttribute"))
 }
 
-fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
+pub(super) fn context(ordinal: usize) -> Result<Arc<CudaContext>, CudaError> {
     // SAFETY: it looks whether a library can be opened.
     if !unsafe { driver::sys::is_culib_present() } {
         return Err(CudaError::Library { library: "CUDA's driver (libcuda.so)" });
@@ -86,13 +95,18 @@ impl Launch for Kernels {
             block_dim: (grid.threads, 1, 1),
             shared_mem_bytes: 0,
         };
-        let mut launch = self.stream.launch_builder(function);
+        let stream = self.stream.borrow();
+        let mut launch = stream.launch_builder(function);
         launch.arg(call);
         // SAFETY: the argument is the kernel's; the caller vouches for its addresses.
         let launched = unsafe { launch.launch(config) };
         if let Err(error) = launched.map_err(refused("cuLaunchKernel")) {
             panic!("{}: {error}", kernel.name(form));
         }
+    }
+
+    fn queue_on(&self, stream: Option<Arc<CudaStream>>) {
+        self.stream.replace(stream.unwrap_or_else(|| Arc::clone(&self.default_stream)));
     }
 }
 
@@ -136,7 +150,7 @@ pub(super) fn compile(source: &Source) -> Result<Ptx, CudaError> {
 }
 
 /// Turns the driver's error into ours.
-fn refused(function: &'static str) -> impl Fn(DriverError) -> CudaError {
+pub(super) fn refused(function: &'static str) -> impl Fn(DriverError) -> CudaError {
     move |error| {
         let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
         let message = text.unwrap_or_else(|_| "no text for this code".to_owned());

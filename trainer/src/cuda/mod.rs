@@ -11,18 +11,25 @@ pub mod attention;
 mod cross_entropy;
 mod embedding;
 mod error;
+mod graph;
 mod launch;
+mod memory;
 mod norm;
 mod rotary;
 mod source;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
 use tch::{Kind, Tensor};
 
 pub use error::CudaError;
+pub use graph::{Graph, Recorder};
 use launch::Launch;
 pub use launch::{Kernels, compute_capability};
+pub use memory::DeviceMemory;
 pub use norm::{NormGradients, NormInput};
 use source::Kernel;
 
@@ -112,6 +119,11 @@ impl Fused {
     /// Whether rows of so many elements are whole packs.
     pub(crate) fn takes(&self, columns: i64) -> bool {
         columns > 0 && columns % PACK == 0
+    }
+
+    /// Queues kernels from here on on another stream, `None` for libtorch's default one.
+    fn queue_on(&self, stream: Option<Arc<CudaStream>>) {
+        self.launcher.queue_on(stream);
     }
 
     /// Runs a kernel on addresses that [`Fused::activations`] and its like gave.

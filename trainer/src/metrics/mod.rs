@@ -8,6 +8,7 @@ mod append_file;
 mod energy;
 mod error;
 mod forwarded;
+mod gpu_energy;
 mod jsonl;
 mod memory;
 mod mfu;
@@ -21,6 +22,7 @@ mod trace;
 
 pub use energy::EnergyMeter;
 pub use error::Error;
+pub use gpu_energy::GpuEnergy;
 pub use jsonl::MetricsFile;
 pub use memory::{pages_given, peak_resident_bytes};
 pub use mfu::mfu;

@@ -24,6 +24,8 @@ pub enum Phase {
     Backward,
     /// Waiting for the reduction of gradients that backward did not hide.
     Reduce,
+    /// Waiting for a GPU, which runs behind what the other phases queued.
+    Device,
     /// The gradient norm, its reduction, and clipping.
     Clip,
     /// The optimizer's update of the masters.
@@ -41,6 +43,7 @@ impl Phase {
             Self::Head => "head",
             Self::Backward => "backward",
             Self::Reduce => "reduce",
+            Self::Device => "device",
             Self::Clip => "clip",
             Self::Optim => "optim",
         }
@@ -108,14 +111,23 @@ pub struct StepRecord {
     /// Wall time of each measured part of the step on this rank, in seconds.
     pub phases: BTreeMap<Phase, f64>,
     /// The most resident memory this rank's process has held on the host since it began
-    /// (`VmHWM`), in bytes. Device memory is not measured yet.
+    /// (`VmHWM`), in bytes.
     pub peak_memory_bytes: u64,
+    /// The most memory in use on this rank's GPU at the end of a step, in bytes: what the driver
+    /// counts, other processes included. `None` on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_device_memory_bytes: Option<u64>,
     /// Pages that the system has given this rank's process since it began (minor page faults): in the
     /// steady state it stands still, as a step then uses what steps before it have freed.
     #[serde(default)]
     pub pages_given: u64,
-    /// Energy of this step in joules; `None` where it cannot be measured.
+    /// Energy of this machine's processors in this step, in joules; `None` where it cannot be
+    /// measured.
     pub energy_joules: Option<f64>,
+    /// Energy of this machine's GPUs in this step, in joules; `None` on the CPU, or where it cannot
+    /// be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_energy_joules: Option<f64>,
     /// Seconds of each phase in each unit, on this rank; only of steps that are profiled.
     #[serde(default, skip_serializing_if = "UnitSeconds::is_empty")]
     pub unit_seconds: UnitSeconds,

@@ -134,6 +134,11 @@ fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
         ("cost/pages_given".to_string(), record.pages_given as f64),
     ];
     scalars.extend(record.energy_joules.map(|joules| ("cost/energy_joules".to_string(), joules)));
+    let of_gpus = [
+        ("cost/gpu_energy_joules", record.gpu_energy_joules),
+        ("cost/peak_device_memory_bytes", record.peak_device_memory_bytes.map(|it| it as f64)),
+    ];
+    scalars.extend(of_gpus.into_iter().filter_map(|(tag, it)| Some((tag.to_string(), it?))));
     if let Some(distill) = &record.distill {
         scalars.push(("train/distill_loss".to_string(), distill.loss));
         scalars.push(("train/distill_weight".to_string(), distill.weight));

@@ -17,13 +17,14 @@ use super::*;
 
 mod costs;
 
-const ALL_PHASES: [Phase; 8] = [
+const ALL_PHASES: [Phase; 9] = [
     Phase::Data,
     Phase::Gather,
     Phase::Forward,
     Phase::Head,
     Phase::Backward,
     Phase::Reduce,
+    Phase::Device,
     Phase::Clip,
     Phase::Optim,
 ];
@@ -43,8 +44,10 @@ fn step_record(step: u64) -> StepRecord {
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
         unit_seconds: UnitSeconds::new(),
         peak_memory_bytes: 1_288_490_189,
+        peak_device_memory_bytes: Some(3 << 30),
         pages_given: 4_000,
         energy_joules: Some(12.5),
+        gpu_energy_joules: Some(70.25),
         communication: Communication {
             seconds: 0.03,
             exposed_seconds: 0.01,
@@ -235,6 +238,8 @@ fn events_are_on_the_disk_after_each_record() {
     assert_eq!(scalars["train/loss"], 2.12344);
     assert_eq!(scalars["phase_seconds/forward"], 0.06);
     assert_eq!(scalars["cost/energy_joules"], 12.5);
+    assert_eq!(scalars["cost/gpu_energy_joules"], 70.25);
+    assert_eq!(scalars["cost/peak_device_memory_bytes"], (3u64 << 30) as f32);
     assert_eq!(scalars["communication_sent_bytes/all_gather"], (1 << 20) as f32);
     assert_eq!(scalars["memory_bytes/parameters"], (68 << 20) as f32);
     assert_eq!(scalars["cost/total_flops"], 1e20);

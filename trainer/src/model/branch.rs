@@ -179,7 +179,7 @@ impl MaskedJoin<'_> {
         // Wide, so that the sum is rounded once.
         let kind = compute.accumulation();
         let stream = x.to_kind(kind) * self.join.skip;
-        let mut factor = Tensor::from(self.join.factor).to_kind(kind).to_device(compute.device);
+        let mut factor = Tensor::full([], self.join.factor, (kind, compute.device));
         if let Some(gain) = self.join.gain {
             factor *= weights.get(gain).to_kind(kind).squeeze();
         }

@@ -109,6 +109,18 @@ impl Compute {
     }
 }
 
+/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some,
+/// and without waiting for the copy: libtorch keeps pinned memory until it is done.
+pub(crate) fn on_device(tensor: Tensor, device: Device) -> Tensor {
+    match device {
+        Device::Cuda(_) => match tensor.f_pin_memory(device) {
+            Ok(pinned) => pinned.to_device_(device, tensor.kind(), true, false),
+            Err(_) => tensor.to_device(device),
+        },
+        _ => tensor,
+    }
+}
+
 /// In f32.
 pub(crate) fn wide(tensor: &Tensor) -> Tensor {
     tensor.to_kind(Kind::Float)

@@ -140,6 +140,11 @@ impl Decoder {
         masked(&x, self.channels())
     }
 
+    /// Whether something is masked.
+    pub fn is_masked(&self) -> bool {
+        self.masks.is_some()
+    }
+
     /// A pass through one of the blocks, under its masks.
     pub fn through<'a>(&'a self, pass: &Pass<'a>, layer: usize) -> Pass<'a> {
         Pass { mask: self.masks.as_ref().map_or(Mask::NONE, |masks| masks.of(layer)), ..*pass }

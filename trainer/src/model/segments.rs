@@ -4,6 +4,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::compute::on_device;
 use crate::kernel::attention;
 
 /// Where a micro-batch's rows are cut: attention does not cross a cut, and positions count from 0
@@ -36,7 +37,7 @@ impl Segments {
             position_ids.push(index - start);
             numbers.push(number);
         }
-        let place = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let place = |values: &[i64]| on_device(Tensor::from_slice(values), device);
         let numbers = place(&numbers).view([batch, sequence]);
         Self { position_ids: place(&position_ids), numbers, kernel }
     }

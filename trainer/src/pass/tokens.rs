@@ -3,10 +3,10 @@
 use std::rc::Rc;
 
 use grove_data::Batch;
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::kernel::cross_entropy::IGNORED_TARGET;
-use crate::model::compute::Compute;
+use crate::model::compute::{Compute, on_device};
 use crate::model::head::Labels;
 use crate::model::lesson::Lesson;
 use crate::model::segments::Segments;
@@ -99,17 +99,5 @@ impl Tokens {
     /// `(B, S)`.
     pub fn shape(&self) -> (i64, i64) {
         self.inputs.size2().expect("inputs are [B, S]")
-    }
-}
-
-/// A tensor of the host on the device; towards a GPU through pinned memory, where there is some,
-/// and without waiting for the copy: libtorch keeps pinned memory until it is done.
-fn on_device(tensor: Tensor, device: Device) -> Tensor {
-    match device {
-        Device::Cuda(_) => match tensor.f_pin_memory(device) {
-            Ok(pinned) => pinned.to_device_(device, tensor.kind(), true, false),
-            Err(_) => tensor.to_device(device),
-        },
-        _ => tensor.to_device(device),
     }
 }

@@ -1,14 +1,20 @@
 //! What a run begins with, and what it says before its first step.
 
+use tch::Device;
+
 use super::{Run, exclude};
 use crate::checkpoint::{AllowedChange, Checkpoint};
 use crate::config::Plan;
 use crate::corpus::Data;
+use crate::cuda::Recorder;
 use crate::error::Error;
 use crate::exchange::Source;
 use crate::folder;
 use crate::growth::start;
-use crate::report::{plan_lines, stage_lines};
+use crate::model::compute::Compute;
+use crate::pass::Graphs;
+use crate::peak;
+use crate::report::{emulation_line, plan_lines, stage_lines};
 use crate::state::RunState;
 use crate::step::Recipe;
 
@@ -57,6 +63,22 @@ pub(super) fn with_first_masks(plan: &Plan) -> Result<Plan, Error> {
     Ok(plan)
 }
 
+/// The peak that the plan states, or else the measured one, in FLOP/s.
+pub(super) fn peak_flops(plan: &Plan, compute: &Compute) -> f64 {
+    match plan.metrics.peak_tflops {
+        0.0 => peak::measure(compute),
+        tflops => tflops * 1e12,
+    }
+}
+
+/// What records micro-steps, if the plan wants them recorded and there is a GPU.
+pub(super) fn graphs(plan: &Plan, compute: &Compute) -> Result<Option<Graphs>, Error> {
+    match compute.device {
+        Device::Cuda(ordinal) if plan.gpu.graphs => Ok(Some(Graphs::new(Recorder::new(ordinal)?))),
+        _ => Ok(None),
+    }
+}
+
 impl Run<'_> {
     /// The plan, the sizes that follow from it, and where the run begins.
     pub(super) fn say_start(&mut self) {
@@ -72,6 +94,9 @@ impl Run<'_> {
             self.peak_flops / 1e9,
         );
         self.sinks.progress().note(&line);
+        if let Some(line) = emulation_line(&self.recipe.compute) {
+            self.sinks.progress().note(&line);
+        }
         if let Some(Err(error)) = &self.recipe.kernels {
             let line = format!("{error}; updates go by libtorch's operations, which are slower");
             self.sinks.progress().warn(&line);

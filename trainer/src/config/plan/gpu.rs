@@ -14,11 +14,14 @@ pub struct GpuPlan {
     pub attention: AttentionChoice,
     /// Products of 8-bit numbers.
     pub fp8: Fp8,
+    /// Whether a micro-step is recorded once and then replayed; plans before there was a choice: no.
+    #[serde(default)]
+    pub graphs: bool,
 }
 
 impl Default for GpuPlan {
     fn default() -> Self {
-        Self { fused: true, attention: AttentionChoice::Auto, fp8: Fp8::Off }
+        Self { fused: true, attention: AttentionChoice::Auto, fp8: Fp8::Off, graphs: false }
     }
 }
 

@@ -66,7 +66,7 @@ pub(super) fn resolve(config: &RunConfig) -> Result<Plan, ConfigErrors> {
         optim,
         schedule,
         memory: memory(&config.memory, spec.vocab_size, &batch, &mut problems),
-        gpu: gpu::resolve(&config.gpu, config.precision.unwrap_or(Precision::Bf16), &mut problems),
+        gpu: gpu::resolve(config, data.mask_documents, &mut problems),
         parallel: parallel(config, &mut problems),
         eval: data.has_validation().then(|| EvalPlan {
             every: config.eval.every.unwrap_or(0),

@@ -70,6 +70,13 @@ fn every_rank_must_have_work_and_a_place_in_a_shard_group() {
         pairs.check_ranks(3).unwrap_err().to_string(),
         "parallel.shard_degree = 2 does not divide the 3 ranks; use 1 or 3, or 0 for all ranks"
     );
+    let graphs = plan(LLAMA, &["gpu.graphs=true", "device=cuda"]);
+    assert_eq!(graphs.check_ranks(1), Ok(()));
+    assert_eq!(
+        graphs.check_ranks(2).unwrap_err().to_string(),
+        "gpu.graphs = true records micro-steps without calls between ranks, found 2 ranks; use \
+         gpu.graphs = false, or one rank"
+    );
 }
 
 #[test]

@@ -4,8 +4,9 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
+use cudarc::driver::CudaStream;
 use libloading::Library;
 use tch::Kind;
 
@@ -90,4 +91,7 @@ impl Launch for Host {
             }
         }
     }
+
+    /// Kernels run at once.
+    fn queue_on(&self, _: Option<Arc<CudaStream>>) {}
 }

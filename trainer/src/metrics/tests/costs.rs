@@ -1,11 +1,15 @@
 //! Tests of what is measured on the machine: energy, memory, utilization.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use super::super::energy::EnergyMeter;
+use super::super::gpu_energy::{Gauge, GpuEnergy};
 use super::super::memory::{parse_high_water_bytes, parse_minor_faults};
 use super::super::{mfu, pages_given, peak_resident_bytes};
 
@@ -62,6 +66,55 @@ fn peak_memory_is_the_high_water_mark() {
     if cfg!(target_os = "linux") {
         assert!(peak_resident_bytes().unwrap() > 100_000);
     }
+}
+
+/// A GPU with a counter and one that only tells its power, as a test sets them.
+#[derive(Clone, Default)]
+struct Gpus {
+    millijoules: Rc<Cell<Option<u64>>>,
+    milliwatts: Rc<Cell<Option<u32>>>,
+}
+
+impl Gauge for Gpus {
+    fn count(&self) -> u32 {
+        2
+    }
+
+    fn millijoules(&self, gpu: u32) -> Option<u64> {
+        if gpu == 0 { self.millijoules.get() } else { None }
+    }
+
+    fn milliwatts(&self, gpu: u32) -> Option<u32> {
+        if gpu == 1 { self.milliwatts.get() } else { None }
+    }
+}
+
+#[test]
+fn energy_of_gpus_is_counted_or_integrated() {
+    let (gpus, start) = (Gpus::default(), Instant::now());
+    gpus.millijoules.set(Some(5_000));
+    gpus.milliwatts.set(Some(100_000));
+    let mut energy = GpuEnergy::start_with(Box::new(gpus.clone()), start).unwrap();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    gpus.millijoules.set(Some(7_500));
+    gpus.milliwatts.set(Some(300_000));
+    // 2.5 J by the counter, and 2 s of 200 W on average.
+    assert_eq!(energy.joules_at(after(2)), Some(402.5));
+    gpus.millijoules.set(None);
+    assert_eq!(energy.joules_at(after(3)), None);
+    // The second GPU went on at 300 W and was read meanwhile.
+    gpus.millijoules.set(Some(8_500));
+    assert_eq!(energy.joules_at(after(4)), Some(301.0));
+    // The driver was loaded again.
+    gpus.millijoules.set(Some(10));
+    assert_eq!(energy.joules_at(after(5)), None);
+    gpus.millijoules.set(Some(1_010));
+    assert_eq!(energy.joules_at(after(6)), Some(301.0));
+}
+
+#[test]
+fn gpus_that_tell_nothing_are_not_measured() {
+    assert!(GpuEnergy::start_with(Box::new(Gpus::default()), Instant::now()).is_none());
 }
 
 #[test]
