@@ -98,6 +98,11 @@ fn costs_and_counts_go_on_over_stages() {
     let records = program.step_records("run");
     let number = |index: usize, key: &str| records[index][key].as_f64().expect("a number");
     assert_eq!(records.len(), 20);
+    for stage in [6, 12] {
+        let certificate = json(&program, &format!("run/growth-{stage:08}.json"));
+        assert_eq!(certificate["is_exact"], true, "{certificate}");
+        assert!(certificate["tokens"].as_str().expect("words").contains("validation"));
+    }
     for index in 1..20 {
         assert_eq!(number(index, "num_tokens"), number(0, "num_tokens") * (index + 1) as f64);
     }

@@ -218,6 +218,9 @@ fn a_run_that_starts_from_a_grown_model_raises_its_masks_and_resumes_without_the
     };
     let expected = train(1, "masked-1", &[]);
     assert_eq!(train(2, "masked-2", &["parallel.zero=3"]), expected);
+    let text = std::fs::read_to_string(program.path("masked-1/growth-00000000.json"));
+    let text = text.expect("a certificate");
+    assert!(text.contains("\"is_exact\": true"), "{text}");
     // With masks of 0 the first step is that of the small model.
     let first = |run: &str| program.losses(run)[0].1;
     let difference = (first("masked-1") - first("plain")).abs();

@@ -192,8 +192,11 @@ impl<'a> Run<'a> {
         let allowed_changes = opening::begin((plans, stage), &recipe, begun, resumed.as_ref())?;
         let (data_hash, step) = (hashed(&data.fingerprint), state.step as i64);
         agree_on(collective, [("the training data", data_hash), ("the step to start from", step)])?;
+        let (mut warnings, mut growth_lines) = (warnings, Vec::new());
         if collective.rank() == 0 {
             folder::write_plan(plan)?;
+            let at = (plans, stage);
+            growth_lines = opening::certify(at, &data, resumed.as_ref(), &mut warnings)?;
         }
         let mut traffic = Traffic::new(sharding, &state.units, plan.parallel.prefetch_units);
         traffic.refresh_all(&state.units)?;
@@ -225,7 +228,7 @@ impl<'a> Run<'a> {
             snapshot,
             _lock: lock,
         };
-        run.say_start();
+        run.say_start(&growth_lines);
         Ok(Some(run))
     }
 

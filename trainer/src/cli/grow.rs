@@ -11,22 +11,19 @@ use grove_parallel::LocalCollective;
 use tch::Tensor;
 
 use crate::checkpoint::hash_masters;
-use crate::config::{self, DataSource, GrowthPlan, Plan, Precision};
+use crate::config::{self, DataSource, GrowthPlan, Plan};
 use crate::corpus::{self, Data};
 use crate::error::Error;
 use crate::growth::certificate::{
-    Certificate, EXACT_IN_FP32, LearnedMap, is_exact, mean_loss, measure,
+    Certificate, EXACT_IN_FP32, LearnedMap, claims_function, is_exact, mean_loss, measure,
 };
 use crate::growth::ligo::{Learned, Learning, NOISE, learn};
 use crate::growth::shape::{with_layers, with_widths};
 use crate::growth::start::grown_source;
-use crate::growth::{Parts, Steps, StoredModel, explain, grow, states, writing};
+use crate::growth::{Parts, StoredModel, compared, explain, grow, states, writing};
 use crate::guard::Exclusions;
 use crate::recipe::rules_of;
 use crate::signals::StopRequest;
-
-/// The most tokens of a sequence that the certificate compares, and the most sequences.
-const COMPARED: (usize, usize) = (256, 4);
 
 /// `grove grow`.
 #[derive(Debug, Args)]
@@ -126,14 +123,12 @@ impl Grow {
         checkpoint: &Path,
     ) -> Result<Certificate> {
         let (tokens, described) = self.compared_tokens(source, plan)?;
-        let measured = measure(source, grown, &tokens);
-        let steps = Steps::between(&source.config().spec(), &plan.model.spec());
-        let claims_function =
-            !steps.turns_otherwise && operators.keeps_function(steps.deepens, steps.widens);
+        let measured = measure(source, (grown, None), &tokens);
+        let claims_function = claims_function(source.config(), &plan.model, &operators);
         Ok(Certificate {
             source: self.source.display().to_string(),
             source_hash: source.hash()?,
-            grown_hash: hash_masters(checkpoint)?,
+            grown_hash: Some(hash_masters(checkpoint)?),
             operators,
             seed: plan.seed,
             claims_function,
@@ -148,40 +143,23 @@ impl Grow {
         })
     }
 
-    /// Held-out sequences `[B, S + 1]`, or random ones where there are none.
+    /// Held-out sequences `[B, S + 1]`, or made up ones where there are none.
     fn compared_tokens(&self, source: &StoredModel, plan: &Plan) -> Result<(Tensor, String)> {
         let spec = source.config().spec();
-        let length = COMPARED.0.min(spec.max_positions).min(plan.batch.sequence_length);
         let windows = match &self.tokens {
             Some(path) => {
-                let file = TokenFile::open(path)?;
+                let (file, (length, count)) =
+                    (TokenFile::open(path)?, compared::sizes(&spec, plan));
                 let range = 0..file.num_tokens();
-                Some((
-                    Validation::new(file.into(), range, length, COMPARED.1)?,
-                    path.display().to_string(),
-                ))
+                let windows = Validation::new(file.into(), range, length, count)?;
+                Some((windows, path.display().to_string()))
             }
             None => held_out(plan).map(|windows| (windows, "the validation data".to_owned())),
         };
-        if let Some((windows, from)) = windows {
-            let batch = windows.batch(0)?;
-            let ids: Vec<i64> = batch.tokens.iter().map(|&id| i64::from(id)).collect();
-            let rows = Tensor::from_slice(&ids).view([-1, batch.sequence_length as i64 + 1]);
-            let (rows_kept, length) = (COMPARED.1.min(rows.size()[0] as usize), length as i64 + 1);
-            let kept = rows.narrow(0, 0, rows_kept as i64).narrow(1, 0, length.min(rows.size()[1]));
-            let described = format!("{} of {from}", kept.numel());
-            ensure!(
-                kept.max().int64_value(&[]) < spec.vocab_size as i64,
-                "{from} has token ids above the source's vocab_size = {}",
-                spec.vocab_size
-            );
-            return Ok((kept, described));
-        }
-        let count = COMPARED.1 * (length + 1);
-        let ids = (0..count).map(|i| ((i * i * 31 + i * 17) % spec.vocab_size) as i64);
-        let ids = Tensor::from_slice(&ids.collect::<Vec<_>>());
-        let described = format!("{count} made up, as there is no validation data at hand");
-        Ok((ids.view([COMPARED.1 as i64, -1]), described))
+        Ok(match windows {
+            Some((windows, from)) => compared::held_out((&windows, &from), &spec, plan)?,
+            None => compared::made_up(&spec, plan),
+        })
     }
 }
 
@@ -228,34 +206,5 @@ fn learned(
 
 fn say(certificate: &Certificate, checkpoint: &Path, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "wrote {}", checkpoint.display())?;
-    for m in &certificate.measured {
-        let precision = if m.precision == Precision::Bf16 { "bf16" } else { "fp32" };
-        writeln!(
-            out,
-            "{precision}: logits differ by {:.3e} at most (of up to {:.2}); loss {:.6} -> {:.6} \
-             ({:+.3e}), on {}",
-            m.max_logit_difference,
-            m.max_logit,
-            m.source_loss,
-            m.grown_loss,
-            m.grown_loss - m.source_loss,
-            certificate.tokens
-        )?;
-    }
-    if let Some(LearnedMap { steps, unlearned_loss, .. }) = certificate.learned {
-        let fp32 = certificate.measured.iter().find(|m| m.precision == Precision::Fp32);
-        let after = fp32.map_or(f64::NAN, |m| m.grown_loss);
-        writeln!(
-            out,
-            "the map: loss {unlearned_loss:.6} by the operators alone -> {after:.6} after {steps} \
-             steps"
-        )?;
-    }
-    let verdict = match (certificate.claims_function, certificate.is_exact) {
-        (true, true) => "the function is kept",
-        (true, false) => "the function was to be kept and IS NOT",
-        (false, _) => "these operators do not keep the function: this is the jump",
-    };
-    writeln!(out, "{verdict}")?;
-    Ok(())
+    Ok(certificate.lines().iter().try_for_each(|line| writeln!(out, "{line}"))?)
 }

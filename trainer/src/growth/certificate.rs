@@ -4,9 +4,11 @@
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
+use super::compose::Steps;
 use super::parts::{Parts, named_weights};
 use crate::config::GrowthPlan;
 use crate::model::config::{ModelConfig, Precision};
+use crate::model::folding::Folding;
 use crate::model::plain::{NamedWeights, PlainModel};
 
 /// The largest difference of fp32 logits at which an operator that claims to keep the function is
@@ -44,15 +46,17 @@ pub struct LearnedMap {
     pub unlearned_loss: f64,
 }
 
-/// What is known of a growth; written as `growth.json` beside the checkpoint.
+/// What is known of a growth: `growth.json` beside the checkpoint that `grove grow` writes, and
+/// `growth-STEP.json` in the folder of a run that has grown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Certificate {
     /// The source, as named by the user.
     pub source: String,
     /// One hash over its weights.
     pub source_hash: String,
-    /// One hash over the grown masters.
-    pub grown_hash: String,
+    /// One hash over the grown masters, where they were written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grown_hash: Option<String>,
     /// The operators.
     pub operators: GrowthPlan,
     /// What random numbers were keyed by.
@@ -84,11 +88,17 @@ pub fn mean_loss(model: &dyn Parts, tokens: &Tensor) -> f64 {
 ///
 /// # Shapes
 /// - `tokens`: `[B, S + 1]` i64, ids of the source
-pub fn measure(source: &dyn Parts, grown: &dyn Parts, tokens: &Tensor) -> Vec<Measured> {
+///
+/// The grown model is compared as `folding` makes it: behind masks as they are at first.
+pub fn measure(
+    source: &dyn Parts,
+    (grown, folding): (&dyn Parts, Option<&Folding>),
+    tokens: &Tensor,
+) -> Vec<Measured> {
+    let config = folding.map_or(grown.config(), |folding| &folding.config);
     [Precision::Fp32, Precision::Bf16]
         .map(|precision| {
-            let rounded = |model: &dyn Parts| -> NamedWeights {
-                let weights = named_weights(model, Kind::Float);
+            let rounded = |weights: NamedWeights| -> NamedWeights {
                 match precision {
                     Precision::Bf16 => weights
                         .into_iter()
@@ -97,8 +107,11 @@ pub fn measure(source: &dyn Parts, grown: &dyn Parts, tokens: &Tensor) -> Vec<Me
                     _ => weights,
                 }
             };
-            let (before, source_loss) = evaluate(source.config(), &rounded(source), tokens);
-            let (after, grown_loss) = evaluate(grown.config(), &rounded(grown), tokens);
+            let of_source = rounded(named_weights(source, Kind::Float));
+            let (before, source_loss) = evaluate(source.config(), &of_source, tokens);
+            drop(of_source);
+            let of_grown = rounded(folded(named_weights(grown, Kind::Float), folding));
+            let (after, grown_loss) = evaluate(config, &of_grown, tokens);
             let old_ids = before.size()[2];
             let difference = (&before - after.narrow(2, 0, old_ids)).abs().max().double_value(&[]);
             Measured {
@@ -110,6 +123,23 @@ pub fn measure(source: &dyn Parts, grown: &dyn Parts, tokens: &Tensor) -> Vec<Me
             }
         })
         .to_vec()
+}
+
+/// The weights under masks.
+fn folded(mut weights: NamedWeights, folding: Option<&Folding>) -> NamedWeights {
+    let Some(folding) = folding else { return weights };
+    for (name, weight) in &mut weights {
+        if let Some(factors) = folding.of(name) {
+            *weight = factors.fold(0, &weight.reshape([-1])).view_as(weight);
+        }
+    }
+    weights
+}
+
+/// Whether a growth keeps the function in real arithmetic, for old tokens.
+pub fn claims_function(source: &ModelConfig, grown: &ModelConfig, growth: &GrowthPlan) -> bool {
+    let steps = Steps::between(&source.spec(), &grown.spec());
+    !steps.turns_otherwise && growth.keeps_function(steps.deepens, steps.widens)
 }
 
 /// Whether measurements bear a claim out.
@@ -128,4 +158,37 @@ fn evaluate(config: &ModelConfig, weights: &NamedWeights, tokens: &Tensor) -> (T
     let vocabulary = logits.size()[2];
     let loss = logits.view([-1, vocabulary]).cross_entropy_for_logits(&targets);
     (logits, loss.double_value(&[]))
+}
+
+impl Certificate {
+    /// What was measured and what follows, in lines.
+    pub fn lines(&self) -> Vec<String> {
+        let measured = self.measured.iter().map(|m| {
+            let precision = if m.precision == Precision::Bf16 { "bf16" } else { "fp32" };
+            format!(
+                "{precision}: logits differ by {:.3e} at most (of up to {:.2}); loss {:.6} -> {:.6} \
+                 ({:+.3e}), on {}",
+                m.max_logit_difference,
+                m.max_logit,
+                m.source_loss,
+                m.grown_loss,
+                m.grown_loss - m.source_loss,
+                self.tokens
+            )
+        });
+        let map = self.learned.map(|LearnedMap { steps, unlearned_loss, .. }| {
+            let fp32 = self.measured.iter().find(|m| m.precision == Precision::Fp32);
+            let after = fp32.map_or(f64::NAN, |m| m.grown_loss);
+            format!(
+                "the map: loss {unlearned_loss:.6} by the operators alone -> {after:.6} after \
+                 {steps} steps"
+            )
+        });
+        let verdict = match (self.claims_function, self.is_exact) {
+            (true, true) => "the function is kept",
+            (true, false) => "the function was to be kept and IS NOT",
+            (false, _) => "these operators do not keep the function: this is the jump",
+        };
+        measured.chain(map).chain([verdict.to_owned()]).collect()
+    }
 }

@@ -21,6 +21,14 @@ pub enum Error {
          init.from alone"
     )]
     LearnedApart,
+    /// Tokens to compare on that the smaller model does not know.
+    #[error("{from} has token ids above the source's vocab_size = {vocab_size}")]
+    NewTokens {
+        /// Where they are from.
+        from: String,
+        /// The ids that it knows.
+        vocab_size: usize,
+    },
     /// The optimizer's state in the checkpoint cannot be taken over.
     #[error(
         "{} has optimizer state {found}, but optim.rule needs {expected}; use the source's rule, or \

@@ -4,6 +4,7 @@ pub mod anatomy;
 pub mod appended;
 pub mod axis;
 pub mod certificate;
+pub mod compared;
 pub mod compose;
 pub mod depth;
 pub mod error;
@@ -22,6 +23,7 @@ pub mod stored;
 #[cfg(test)]
 mod tests;
 pub mod width;
+pub mod within;
 pub mod writing;
 
 pub use compose::{Steps, explain, grow, problems};

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::exchange::Source;
 use crate::folder;
 use crate::growth::start;
+use crate::growth::within::Grown;
 use crate::model::compute::Compute;
 use crate::pass::Graphs;
 use crate::peak;
@@ -63,6 +64,32 @@ pub(super) fn with_first_masks(plan: &Plan) -> Result<Plan, Error> {
     Ok(plan)
 }
 
+/// What is to be said of a growth that the run begins with, on rank 0; its certificate is written to
+/// the run's folder. A growth that was to keep the function and did not is a warning.
+pub(super) fn certify(
+    (plans, stage): (&[Plan], usize),
+    data: &Data,
+    resumed: Option<&Checkpoint>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<String>, Error> {
+    let before = resumed.map_or(0, |from| plans[0].stage_of(from.run_state().step));
+    let plan = &plans[stage];
+    let windows = if plan.eval.is_some() { data.validation(plan)? } else { Vec::new() };
+    let grown = Grown {
+        plans: [&plans[0], plan],
+        stages: [before, stage],
+        from: resumed,
+        held_out: windows.first().map(|(_, windows)| windows),
+    };
+    let Some(certificate) = grown.certify()? else { return Ok(Vec::new()) };
+    let lines = certificate.lines();
+    if certificate.claims_function && !certificate.is_exact {
+        warnings.extend(lines);
+        return Ok(Vec::new());
+    }
+    Ok(lines)
+}
+
 /// The peak that the plan states, or else the measured one, in FLOP/s.
 pub(super) fn peak_flops(plan: &Plan, compute: &Compute) -> f64 {
     match plan.metrics.peak_tflops {
@@ -80,8 +107,8 @@ pub(super) fn graphs(plan: &Plan, compute: &Compute) -> Result<Option<Graphs>, E
 }
 
 impl Run<'_> {
-    /// The plan, the sizes that follow from it, and where the run begins.
-    pub(super) fn say_start(&mut self) {
+    /// The plan, the sizes that follow from it, where the run begins, and what has grown.
+    pub(super) fn say_start(&mut self, growth_lines: &[String]) {
         let (plan, degree) = (self.plan, self.collective.degree());
         self.sinks.progress().note(&plan_lines(plan));
         let line = format!(
@@ -107,6 +134,9 @@ impl Run<'_> {
         if self.state.step > 0 {
             let line = format!("resumed at step {} of {}", self.state.step, plan.run.steps);
             self.sinks.progress().note(&line);
+        }
+        for line in growth_lines {
+            self.sinks.progress().note(line);
         }
         for line in stage_lines(self.data.stages(), &self.recipe.ramp) {
             self.sinks.progress().note(&line);
