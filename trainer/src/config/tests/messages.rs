@@ -280,22 +280,6 @@ fn values_outside_of_the_optimizer_state_the_rule_that_fails() {
              use 0 (nothing sharded), 1 (optimizer), 2 (and gradients) or 3 (and parameters)",
         ),
         (
-            &["gpu.graphs=true", "device=cpu"],
-            "gpu.graphs = true records what a GPU is asked for, and device is the CPU; \
-             use device = \"cuda\", or gpu.graphs = false",
-        ),
-        (
-            &["gpu.graphs=true", "device=cuda", "gpu.fused=false"],
-            "gpu.graphs = true needs the kernels of gpu.fused in bf16 or fp32: libtorch's gradient \
-             of the embedding waits for the GPU, which cannot be recorded; \
-             use gpu.fused = true and another precision, or gpu.graphs = false",
-        ),
-        (
-            &["gpu.graphs=true", "device=cuda", "data.packing=document_aligned"],
-            "gpu.graphs = true records one micro-step for all, and documents cut each batch \
-             elsewhere; use data.mask_documents = false, or gpu.graphs = false",
-        ),
-        (
             &["parallel.shard_degree=2"],
             "parallel.shard_degree = 2 has no effect at parallel.zero = 0, where nothing is sharded; \
              remove it, or set parallel.zero to 1, 2 or 3",
@@ -327,6 +311,30 @@ fn values_outside_of_the_optimizer_state_the_rule_that_fails() {
             &["run.steps=9223372036854775807"],
             "run.steps = 9223372036854775807 times the tokens of a step is 2^63 or more; \
              use fewer steps or smaller batches",
+        ),
+    ] {
+        check_set(sets, message);
+    }
+}
+
+#[test]
+fn recorded_steps_state_what_they_need() {
+    for (sets, message) in [
+        (
+            &["gpu.graphs=true", "device=cpu"][..],
+            "gpu.graphs = true records what a GPU is asked for, and device is the CPU; \
+             use device = \"cuda\", or gpu.graphs = false",
+        ),
+        (
+            &["gpu.graphs=true", "device=cuda", "gpu.fused=false"],
+            "gpu.graphs = true needs the kernels of gpu.fused in bf16 or fp32: libtorch's gradient \
+             of the embedding waits for the GPU, which cannot be recorded; \
+             use gpu.fused = true and another precision, or gpu.graphs = false",
+        ),
+        (
+            &["gpu.graphs=true", "device=cuda", "data.packing=document_aligned"],
+            "gpu.graphs = true records one micro-step for all, and documents cut each batch \
+             elsewhere; use data.mask_documents = false, or gpu.graphs = false",
         ),
     ] {
         check_set(sets, message);
