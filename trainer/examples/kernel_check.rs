@@ -11,7 +11,7 @@ use std::time::Instant;
 use grove::cuda::attention::{Backend, Shape, allow, choose_fastest};
 use grove::cuda::{Fused, Kernels, NormInput};
 use grove::device::open_cuda;
-use grove::model::fp8::{self, Fp8};
+use grove::model::fp8::{self, Content, Fp8};
 use tch::{Cuda, Device, Kind, Tensor};
 
 const GPU: Device = Device::Cuda(0);
@@ -278,8 +278,13 @@ fn products(report: &mut Report) {
         println!("| {name} | {rate:.0} | {error:.1e}{verdict} |");
     };
     row("bf16", &|| a.mm(&b), 0.01);
-    for (name, kind) in [("tensor", Fp8::Tensor), ("row", Fp8::Row)] {
-        let name = format!("fp8, a scale a {name}, with its scaling");
-        row(&name, &|| fp8::product(kind, &a, &b), 0.08);
+    let (values, gradients) = (Content::Values, Content::Gradients);
+    for (name, kind, left, tolerance) in [
+        ("a scale a matrix", Fp8::Tensor, values, 0.08),
+        ("a scale a matrix, the left one of gradients", Fp8::Tensor, gradients, 0.12),
+        ("a scale a row", Fp8::Row, values, 0.08),
+    ] {
+        let name = format!("fp8, {name}, with its scaling");
+        row(&name, &|| fp8::product(kind, (&a, left), (&b, values)), tolerance);
     }
 }

@@ -237,13 +237,13 @@ fn hutchinson(
             traffic.residents.release(index);
         }
         for unit in units.iter().rev() {
-            let buffer = traffic.sums.buffer(compute, unit)?;
+            let gradient = traffic.sums.apart(compute, unit)?;
             for (place, param) in unit.layout.params().iter().zip(&unit.spec.params) {
-                let part = buffer.narrow(0, place.offset as i64, place.numel as i64);
+                let part = gradient.flat.narrow(0, place.offset as i64, place.numel as i64);
                 part.view(param.shape.as_slice()).copy_(&products[&param.name]);
             }
             let Traffic { sharding, sums, .. } = &mut *traffic;
-            sums.add(compute, sharding, unit, buffer, round(index, rounds))?;
+            sums.add(compute, sharding, unit, gradient, round(index, rounds))?;
         }
         if held.number.is_some() {
             num_tokens += held.tokens.num_targets() as i64;

@@ -7,12 +7,13 @@
 
 use std::collections::VecDeque;
 
-use grove_parallel::collective::Onto;
+use grove_parallel::collective::Onto as Reduced;
 use grove_parallel::{Handle, Reduction};
 use tch::{Kind, Tensor};
 
 use crate::kernel::{accumulate, view};
-use crate::model::compute::Compute;
+use crate::model::compute::{Compute, Products};
+use crate::model::views::{Accumulate, Grads, Onto};
 use crate::sharding::{Placement, Sharding, Sums};
 use crate::spare::SpareBuffers;
 use crate::state::UnitState;
@@ -36,6 +37,28 @@ impl Round {
     /// The only round of a step.
     pub fn only() -> Self {
         Self { first: true, last: true, contributes: true }
+    }
+}
+
+/// A unit's gradient of one micro-batch, while layers compute it.
+#[derive(Debug)]
+pub struct Gradient {
+    /// Where it goes, in the unit's layout.
+    pub flat: Tensor,
+    /// Whether that is the unit's accumulators, and how it joins what they hold; else a buffer of its
+    /// own, whose content is arbitrary.
+    within: Option<Accumulate>,
+}
+
+impl Gradient {
+    /// As layers take it.
+    pub fn views<'a>(&'a self, compute: &Compute, unit: &'a UnitState) -> Grads<'a> {
+        let rounds = self.within.is_some() && !unit.spec.gradient_in_parts;
+        let onto = Onto {
+            accumulate: self.within.unwrap_or(Accumulate::Overwrite),
+            rounds: rounds && compute.kind != compute.accumulation(),
+        };
+        Grads { layout: &unit.layout, flat: &self.flat, onto }
     }
 }
 
@@ -64,20 +87,42 @@ impl GradientSums {
         self.spare.peak_bytes()
     }
 
-    /// Whether [`GradientSums::buffer`] would have to wait for a reduction.
+    /// Whether [`GradientSums::apart`] would have to wait for a reduction.
     pub fn is_full(&self) -> bool {
         self.pending.len() >= IN_FLIGHT
     }
 
-    /// A whole buffer for one micro-batch's gradient of a unit; its content is arbitrary.
+    /// Where layers put one micro-batch's gradient of a unit: into the accumulators, where that gives
+    /// the bits of a buffer which is then added.
+    ///
+    /// # Errors
+    /// As [`GradientSums::apart`].
+    pub fn gradient(
+        &mut self,
+        compute: &Compute,
+        sharding: &Sharding<'_>,
+        unit: &UnitState,
+        round: Round,
+    ) -> Result<Gradient, grove_parallel::Error> {
+        // Parts are summed before they are added, and so is what a product of libtorch's sums.
+        let adds = compute.products == Products::Kernel && !unit.spec.gradient_in_parts;
+        let whole = sharding.placement.accumulates_whole() && round.contributes;
+        if !(whole && compute.has_kernels() && (round.first || adds)) {
+            return self.apart(compute, unit);
+        }
+        let accumulate = if round.first { Accumulate::Overwrite } else { Accumulate::Add };
+        Ok(Gradient { flat: unit.grads.shallow_clone(), within: Some(accumulate) })
+    }
+
+    /// A whole buffer for one micro-batch's gradient of a unit.
     ///
     /// # Errors
     /// If a reduction that had to be waited for failed.
-    pub fn buffer(
+    pub fn apart(
         &mut self,
         compute: &Compute,
         unit: &UnitState,
-    ) -> Result<Tensor, grove_parallel::Error> {
+    ) -> Result<Gradient, grove_parallel::Error> {
         while self.is_full() {
             self.wait_for_oldest()?;
         }
@@ -85,10 +130,12 @@ impl GradientSums {
             true => compute.accumulation(),
             false => compute.kind,
         };
-        Ok(self.spare.take(unit.layout.padded_numel(), kind, compute.device))
+        let flat = self.spare.take(unit.layout.padded_numel(), kind, compute.device);
+        Ok(Gradient { flat, within: None })
     }
 
-    /// Adds a unit's gradient of this round to its accumulators, behind the compute that follows.
+    /// Adds a unit's gradient of this round to its accumulators, unless it is there already, behind
+    /// the compute that follows.
     ///
     /// # Errors
     /// If a reduction cannot be started.
@@ -102,17 +149,20 @@ impl GradientSums {
         compute: &Compute,
         sharding: &Sharding<'_>,
         unit: &UnitState,
-        mut buffer: Tensor,
+        gradient: Gradient,
         round: Round,
     ) -> Result<(), grove_parallel::Error> {
+        let Gradient { flat: mut buffer, within } = gradient;
         if !round.contributes {
             // x + -0.0 is x for every x, even -0.0.
             let _ = buffer.fill_(-0.0);
         }
         let place = &sharding.placement;
         if place.accumulates_whole() {
-            accumulate_here(compute, &unit.grads, &buffer, round.first);
-            self.spare.give(buffer);
+            if within.is_none() {
+                accumulate_here(compute, &unit.grads, &buffer, round.first);
+                self.spare.give(buffer);
+            }
             if round.last && place.degree > 1 {
                 let handles = reduce_whole(sharding, unit)?;
                 self.pending.push_back(Pending { buffer: None, handles });
@@ -202,8 +252,8 @@ fn reduce_whole(
     Ok(handles)
 }
 
-fn onto(round: Round) -> Onto {
-    if round.first { Onto::Nothing } else { Onto::Output }
+fn onto(round: Round) -> Reduced {
+    if round.first { Reduced::Nothing } else { Reduced::Output }
 }
 
 /// A whole unit with its slices in the order of the ranks that sum them: a copy where replicas

@@ -9,7 +9,7 @@ pub use graphs::{Graphs, micro_step};
 pub use tokens::{Documents, Tokens};
 
 use crate::clock::Clock;
-use crate::gradients::{GradientSums, Round};
+use crate::gradients::{Gradient, GradientSums, Round};
 use crate::metrics::Phase;
 use crate::model::block::Recompute;
 use crate::model::compute::Compute;
@@ -18,7 +18,7 @@ use crate::model::embedding;
 use crate::model::head::{HeadGrads, HeadWeights};
 use crate::model::ramp::masked;
 use crate::model::segments::Segments;
-use crate::model::views::{Accumulate, Grads, Weights};
+use crate::model::views::{Accumulate, Weights};
 use crate::residents::Residents;
 use crate::sharding::Sharding;
 use crate::state::UnitState;
@@ -116,21 +116,27 @@ impl<'w, 'a> Walk<'w, 'a> {
         self.traffic.residents.release(index);
     }
 
-    /// A buffer for a unit's gradient, for use in `phase`.
-    fn buffer(&mut self, unit: &UnitState, phase: Phase) -> Result<Tensor, grove_parallel::Error> {
+    /// Where a unit's gradient goes, for use in `phase`.
+    fn gradient(
+        &mut self,
+        unit: &UnitState,
+        phase: Phase,
+        round: Round,
+    ) -> Result<Gradient, grove_parallel::Error> {
         let name = &unit.spec.name;
-        if self.traffic.sums.is_full() {
+        let Traffic { sharding, sums, .. } = &mut *self.traffic;
+        if sums.is_full() {
             self.clock.enter_unit(Phase::Reduce, name);
         }
-        let buffer = self.traffic.sums.buffer(self.layers.compute, unit)?;
+        let gradient = sums.gradient(self.layers.compute, sharding, unit, round)?;
         self.clock.enter_unit(phase, name);
-        Ok(buffer)
+        Ok(gradient)
     }
 
     fn reduce(
         &mut self,
         unit: &UnitState,
-        gradient: Tensor,
+        gradient: Gradient,
         round: Round,
     ) -> Result<(), grove_parallel::Error> {
         let Traffic { sharding, sums, .. } = &mut *self.traffic;
@@ -183,9 +189,8 @@ fn queue_micro_step(
 
     for (index, unit) in units.iter().enumerate().skip(1).take(num_blocks).rev() {
         let flat = walk.next(Phase::Backward)?;
-        let gradient = walk.buffer(unit, Phase::Backward)?;
-        let grads =
-            Grads { layout: &unit.layout, flat: &gradient, accumulate: Accumulate::Overwrite };
+        let gradient = walk.gradient(unit, Phase::Backward, round)?;
+        let grads = gradient.views(compute, unit);
         let kept = saved.pop().expect("one for each block");
         let pass = model.through(&pass, index - 1);
         dx = model.block.backward(&pass, (&weights(unit, &flat), &grads), kept, dx);
@@ -203,7 +208,7 @@ fn head(
     x: &Tensor,
     tokens: &Tokens,
     round: Round,
-) -> Result<(Tensor, Tensor, Option<Tensor>), grove_parallel::Error> {
+) -> Result<(Tensor, Tensor, Option<Gradient>), grove_parallel::Error> {
     let Layers { model, compute, units } = walk.layers;
     let (last, output) = (units.len() - 1, model.output_unit());
     let norm_flat = walk.next(Phase::Head)?;
@@ -215,25 +220,20 @@ fn head(
         norm: weights(&units[last], &norm_flat),
         output: weights(&units[output], &output_flat),
     };
-    let norm_gradient = walk.buffer(&units[last], Phase::Head)?;
+    let norm_gradient = walk.gradient(&units[last], Phase::Head, round)?;
     let output_gradient = match output == last {
-        true => norm_gradient.shallow_clone(),
-        false => walk.buffer(&units[output], Phase::Head)?,
-    };
-    let grads_of = |unit: usize, flat| Grads {
-        layout: &units[unit].layout,
-        flat,
-        accumulate: Accumulate::Overwrite,
+        true => None,
+        false => Some(walk.gradient(&units[output], Phase::Head, round)?),
     };
     let grads = HeadGrads {
-        norm: grads_of(last, &norm_gradient),
-        output: grads_of(output, &output_gradient),
+        norm: norm_gradient.views(compute, &units[last]),
+        output: output_gradient.as_ref().unwrap_or(&norm_gradient).views(compute, &units[output]),
     };
     let (loss_sum, dx) = model.head.loss_and_backward(compute, (&head, &grads), x, tokens.labels());
     walk.release(last);
     walk.release(output);
     walk.reduce(&units[last], norm_gradient, round)?;
-    Ok((loss_sum, dx, (output != last).then_some(output_gradient)))
+    Ok((loss_sum, dx, output_gradient))
 }
 
 /// The embedding's gradient: of the tokens that were looked up and, where the head has put its
@@ -241,7 +241,7 @@ fn head(
 fn backward_embedding(
     walk: &mut Walk<'_, '_>,
     (tokens, dx): (&Tokens, &Tensor),
-    gradient: Option<Tensor>,
+    gradient: Option<Gradient>,
     round: Round,
 ) -> Result<(), grove_parallel::Error> {
     let Layers { model, compute, units } = walk.layers;
@@ -249,10 +249,9 @@ fn backward_embedding(
     let token_grads = if gradient.is_some() { Accumulate::Add } else { Accumulate::Overwrite };
     let gradient = match gradient {
         Some(gradient) => gradient,
-        None => walk.buffer(&units[0], Phase::Backward)?,
+        None => walk.gradient(&units[0], Phase::Backward, round)?,
     };
-    let accumulate = Accumulate::Overwrite;
-    let grads = Grads { layout: &units[0].layout, flat: &gradient, accumulate };
+    let grads = gradient.views(compute, &units[0]);
     let positions = model.positions(tokens.segments.as_deref());
     let dx = masked(dx, model.channels());
     embedding::backward(compute, &grads, token_grads, (&tokens.inputs, &dx), positions);

@@ -11,8 +11,8 @@ use crate::clock::Clock;
 use crate::config::Plan;
 use crate::corpus::step_of;
 use crate::metrics::{
-    Communication, DistillRecord, MemoryByCategory, Phase, StepRecord, UnitSeconds, mfu,
-    pages_given, peak_resident_bytes,
+    Communication, DistillRecord, MemoryByCategory, Phase, StepRecord, UnitSeconds, WorkSeconds,
+    mfu, pages_given, peak_resident_bytes,
 };
 use crate::model::compute::Compute;
 use crate::model::fp8::Fp8;
@@ -40,6 +40,8 @@ pub struct Spent {
     pub unit_seconds: UnitSeconds,
     /// Seconds of the whole step.
     pub step_seconds: f64,
+    /// Seconds of products and attention, on the CPU.
+    pub work_seconds: Option<WorkSeconds>,
     /// Seconds of waiting for saves since the last record.
     pub save_seconds: f64,
     /// Joules of this host's processors, where they can be read.
@@ -153,6 +155,13 @@ pub fn memory_by_category(
     memory
 }
 
+/// Seconds of products and attention since this was last asked, where they are worked on as they are
+/// called.
+pub fn work_seconds(compute: &Compute) -> Option<WorkSeconds> {
+    let [products, attention] = compute.work.take();
+    (compute.device == Device::Cpu).then_some(WorkSeconds { products, attention })
+}
+
 /// The record of the step that has just been counted in `state`.
 pub fn step_record(
     outcome: &StepOutcome,
@@ -175,6 +184,7 @@ pub fn step_record(
         save_seconds: spent.save_seconds,
         phases: spent.phases,
         unit_seconds: spent.unit_seconds,
+        work_seconds: spent.work_seconds,
         peak_memory_bytes: peak_resident_bytes().unwrap_or(0),
         peak_device_memory_bytes: spent.peak_device_memory_bytes,
         pages_given: pages_given().unwrap_or(0),

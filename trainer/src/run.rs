@@ -27,7 +27,7 @@ use crate::metrics::{EvalRecord, MemoryByCategory, Plots, Progress, Sinks};
 use crate::model::compute::Compute;
 use crate::pass::Traffic;
 use crate::recipe::{allocate, placement, recipe};
-use crate::report::{Costs, Rates, Spent, memory_by_category, step_record};
+use crate::report::{Costs, Rates, Spent, memory_by_category, step_record, work_seconds};
 use crate::run_lock::RunLock;
 use crate::saver::Saver;
 use crate::sharding::Sharding;
@@ -245,6 +245,7 @@ impl<'a> Run<'a> {
             self.recipe.model.mask_at(&self.recipe.compute, self.state.step);
             // What was used since the last step was not used by this one.
             let _ = (self.meters.joules(), self.collective.ledger().take_step());
+            let _ = self.recipe.compute.work.take();
             if self.plan.profile.covers(self.state.step + 1) {
                 self.clock.begin_trace();
             }
@@ -259,9 +260,7 @@ impl<'a> Run<'a> {
                 word,
                 &mut self.clock,
             )?;
-            let Some(outcome) = outcome else {
-                return self.interrupt();
-            };
+            let Some(outcome) = outcome else { return self.interrupt() };
             self.hear_of_save(outcome.saves)?;
             if let Some(tripped) = outcome.tripped {
                 self.trip(&outcome, tripped)?;
@@ -299,8 +298,8 @@ impl<'a> Run<'a> {
         let taught = outcome.distilled.map_or(0, |distilled| distilled.flops_per_token);
         let flops_per_token = u128::from(self.plan.derived.flops_per_token);
         let num_passed = u128::from(outcome.num_tokens) * u128::from(outcome.num_passes);
-        self.state.flops +=
-            num_passed * flops_per_token + u128::from(outcome.num_tokens) * u128::from(taught);
+        let num_taught = u128::from(outcome.num_tokens) * u128::from(taught);
+        self.state.flops += num_passed * flops_per_token + num_taught;
         let (energy_joules, gpu_energy_joules) = self.meters.joules();
         let spent = Spent {
             communication: self.collective.ledger().take_step(),
@@ -313,6 +312,7 @@ impl<'a> Run<'a> {
             phases: self.clock.take(),
             unit_seconds: self.clock.take_unit_seconds(),
             step_seconds: started.elapsed().as_secs_f64(),
+            work_seconds: work_seconds(&self.recipe.compute),
             save_seconds: self.saves.take_seconds(),
             energy_joules,
             gpu_energy_joules,

@@ -115,13 +115,13 @@ fn activations<E: Element + view::Element>(
     dy: &Tensor,
 ) -> [Tensor; 4] {
     let (pool, columns) = (Pool::new(2), d_act.size()[1] as usize);
-    let mut made = [d_act, up, up, up].map(Tensor::empty_like);
+    let mut made = [d_act, up, up, up].map(Tensor::copy);
     let [swiglu, d_swiglu, of_gelu, d_gelu] = made.each_mut().map(view::slice_mut::<E>);
     let [up, d_act, dy] = [up, d_act, dy].map(view::slice::<E>);
     activation::swiglu_forward(&pool, up, columns, swiglu);
-    activation::swiglu_backward(&pool, up, d_act, columns, d_swiglu);
+    activation::swiglu_backward(&pool, d_swiglu, d_act, columns);
     gelu::forward(&pool, up, of_gelu);
-    gelu::backward(&pool, up, dy, d_gelu);
+    gelu::backward(&pool, d_gelu, dy);
     made
 }
 

@@ -12,15 +12,15 @@ pub mod gelu;
 #[cfg(test)]
 mod tests;
 
-/// The logistic function of `x` and of `-x`. Neither cancels, nor overflows on the way.
+/// The logistic function of `x` and of `-x`. Neither cancels; where that of `x` is 0, so that its
+/// multiples are, that of `-x` is 0 too, and not 1.
 #[inline(always)]
 fn sigmoid_pair(x: f32) -> (f32, f32) {
-    let small = exp(-x.abs());
-    let above_half = 1.0 / (1.0 + small);
-    let below_half = small * above_half;
-    let at_x = if x >= 0.0 { above_half } else { below_half };
-    let at_minus_x = if x >= 0.0 { below_half } else { above_half };
-    (at_x, at_minus_x)
+    let exp = exp(-x);
+    let at_x = 1.0 / (1.0 + exp);
+    // An infinite one would be multiplied by the 0 of `at_x`.
+    let finite = if exp < f32::MAX { exp } else { f32::MAX };
+    (at_x, finite * at_x)
 }
 
 /// SwiGLU, `act = silu(gate) * up` with `silu(g) = g * sigmoid(g)`.
@@ -53,33 +53,29 @@ pub fn swiglu_forward<E: Element>(
     });
 }
 
-/// The gradient of [`swiglu_forward`].
+/// The gradient of [`swiglu_forward`], in place.
 ///
 /// # Shapes
-/// - `gate_up`: `[N, 2 F]`, the input of the forward pass
+/// - `gate_up`: `[N, 2 F]`, the input of the forward pass; its gradient afterwards
 /// - `d_act`: `[N, F]`
-/// - `d_gate_up`: `[N, 2 F]`, overwritten
 ///
 /// # Panics
 /// If a length does not fit the others.
 pub fn swiglu_backward<E: Element>(
     pool: &Pool,
-    gate_up: &[E],
+    gate_up: &mut [E],
     d_act: &[E],
     intermediate_size: usize,
-    d_gate_up: &mut [E],
 ) {
     check_rows(gate_up, d_act, intermediate_size);
-    assert_eq!(d_gate_up.len(), gate_up.len(), "d_gate_up has the shape of gate_up");
     let act_len = rows_per_block(2 * intermediate_size) * intermediate_size;
-    let d_gate_up = Blocks::new(d_gate_up, 2 * act_len);
+    let gate_up = Blocks::new(gate_up, 2 * act_len);
     let level = Level::detect();
-    pool.for_each(d_gate_up.num_blocks(), |index| {
+    pool.for_each(gate_up.num_blocks(), |index| {
         level.run(SwigluBackward {
-            gate_up: block(gate_up, index, 2 * act_len),
+            gate_up: gate_up.take(index),
             d_act: block(d_act, index, act_len),
             intermediate_size,
-            d_gate_up: d_gate_up.take(index),
         });
     });
 }
@@ -115,10 +111,9 @@ impl<E: Element> Body for SwigluForward<'_, E> {
 
 /// A block of rows of the backward pass.
 struct SwigluBackward<'a, E> {
-    gate_up: &'a [E],
+    gate_up: &'a mut [E],
     d_act: &'a [E],
     intermediate_size: usize,
-    d_gate_up: &'a mut [E],
 }
 
 impl<E: Element> Body for SwigluBackward<'_, E> {
@@ -127,11 +122,10 @@ impl<E: Element> Body for SwigluBackward<'_, E> {
     #[inline(always)]
     fn run(self, _: Level) {
         let size = self.intermediate_size;
-        let d_rows = self.d_gate_up.chunks_exact_mut(2 * size).zip(self.d_act.chunks_exact(size));
-        for (gate_up, (d_gate_up, d_act)) in self.gate_up.chunks_exact(2 * size).zip(d_rows) {
-            let (gate, up) = gate_up.split_at(size);
-            let (d_gate, d_up) = d_gate_up.split_at_mut(size);
-            swiglu_backward_row(gate, up, d_act, d_gate, d_up);
+        let d_rows = self.d_act.chunks_exact(size);
+        for (gate_up, d_act) in self.gate_up.chunks_exact_mut(2 * size).zip(d_rows) {
+            let (gate, up) = gate_up.split_at_mut(size);
+            swiglu_backward_row(gate, up, d_act);
         }
     }
 }
@@ -139,20 +133,13 @@ impl<E: Element> Body for SwigluBackward<'_, E> {
 /// A row of the backward pass. A function of its own, because the compiler knows of the parameters of
 /// a function that they do not overlap, and of more than a few slices it cannot find out.
 #[inline(always)]
-fn swiglu_backward_row<E: Element>(
-    gate: &[E],
-    up: &[E],
-    d_act: &[E],
-    d_gate: &mut [E],
-    d_up: &mut [E],
-) {
-    let len = gate.len();
-    let (up, d_act, d_gate, d_up) =
-        (&up[..len], &d_act[..len], &mut d_gate[..len], &mut d_up[..len]);
+fn swiglu_backward_row<E: Element>(gates: &mut [E], ups: &mut [E], d_act: &[E]) {
+    let len = gates.len();
+    let (ups, d_act) = (&mut ups[..len], &d_act[..len]);
     for i in 0..len {
-        let (gate, up, d_act) = (gate[i].to_f32(), up[i].to_f32(), d_act[i].to_f32());
+        let (gate, up, d_act) = (gates[i].to_f32(), ups[i].to_f32(), d_act[i].to_f32());
         let (sigmoid, complement) = sigmoid_pair(gate);
-        d_gate[i] = E::from_f32(d_act * up * (sigmoid * (1.0 + gate * complement)));
-        d_up[i] = E::from_f32(d_act * (gate * sigmoid));
+        gates[i] = E::from_f32(d_act * up * (sigmoid * (1.0 + gate * complement)));
+        ups[i] = E::from_f32(d_act * (gate * sigmoid));
     }
 }

@@ -31,13 +31,13 @@ pub(super) fn exp(x: f32) -> f32 {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let exponent = shifted - ROUND;
     let r = exponent.mul_add(-LN_2_LOW, exponent.mul_add(-LN_2_HIGH, x));
-    let mut polynomial = POLYNOMIAL[0];
-    polynomial = polynomial.mul_add(r, POLYNOMIAL[1]);
-    polynomial = polynomial.mul_add(r, POLYNOMIAL[2]);
-    polynomial = polynomial.mul_add(r, POLYNOMIAL[3]);
-    polynomial = polynomial.mul_add(r, POLYNOMIAL[4]);
-    polynomial = polynomial.mul_add(r, POLYNOMIAL[5]);
-    let mantissa = polynomial.mul_add(r * r, r) + 1.0;
+    // In pairs, as one coefficient after another would make each wait for the one before.
+    let square = r * r;
+    let highest = POLYNOMIAL[0].mul_add(r, POLYNOMIAL[1]);
+    let middle = POLYNOMIAL[2].mul_add(r, POLYNOMIAL[3]);
+    let lowest = POLYNOMIAL[4].mul_add(r, POLYNOMIAL[5]);
+    let polynomial = highest.mul_add(square, middle).mul_add(square, lowest);
+    let mantissa = polynomial.mul_add(square, r) + 1.0;
     // The low bits of `shifted` are the exponent; -127 gives the f32 zero, 128 gives infinity.
     let power_of_two = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     mantissa * power_of_two

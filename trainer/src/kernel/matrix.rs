@@ -68,6 +68,8 @@ pub enum Output<'a> {
         to: &'a mut [f32],
         /// Whether the product is added to `to`, or replaces it.
         add: bool,
+        /// Whether the product is rounded to bf16 before.
+        rounds: bool,
     },
 }
 

@@ -197,6 +197,17 @@ impl<'a, T> DisjointMut<'a, T> {
         Self { pointer: items.as_mut_ptr(), len: items.len(), lifetime: PhantomData }
     }
 
+    /// Where the elements `start..start + len` begin, for a caller who writes some of them.
+    ///
+    /// # Panics
+    /// If the range does not lie within the slice.
+    #[must_use]
+    pub fn pointer(&self, start: usize, len: usize) -> *mut T {
+        let fits = start.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(fits, "{start}..{start}+{len} lies within a slice of {}", self.len);
+        self.pointer.wrapping_add(start)
+    }
+
     /// The elements `start..start + len`.
     ///
     /// # Panics
@@ -207,10 +218,8 @@ impl<'a, T> DisjointMut<'a, T> {
     #[allow(clippy::mut_from_ref, reason = "exclusive by the caller's promise, as the docs say")]
     #[must_use]
     pub unsafe fn slice(&self, start: usize, len: usize) -> &mut [T] {
-        let fits = start.checked_add(len).is_some_and(|end| end <= self.len);
-        assert!(fits, "{start}..{start}+{len} lies within a slice of {}", self.len);
-        // SAFETY: in bounds as just checked; `new` borrowed the whole slice mutably for 'a, and the
-        // caller promises that parts in use do not overlap.
-        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), len) }
+        // SAFETY: in bounds, as `pointer` checks; `new` borrowed the whole slice mutably for 'a, and
+        // the caller promises that parts in use do not overlap.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer(start, len), len) }
     }
 }

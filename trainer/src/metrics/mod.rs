@@ -29,7 +29,7 @@ pub use mfu::mfu;
 pub use progress::Progress;
 pub use record::{
     Communication, DistillRecord, EvalRecord, MemoryByCategory, OperationCount, Phase, Record,
-    RewindRecord, StepRecord, Trip,
+    RewindRecord, StepRecord, Trip, WorkSeconds,
 };
 pub use sinks::{Plots, Sinks};
 pub use tensorboard::TensorBoard;

@@ -50,6 +50,15 @@ impl Phase {
     }
 }
 
+/// Seconds of the work that a step is there for, each with what is done to its rows on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkSeconds {
+    /// Of matrix products, forward and backward; packing, rotation of q and k, bias and residual.
+    pub products: f64,
+    /// Of attention, forward and backward.
+    pub attention: f64,
+}
+
 /// How a step went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,6 +119,10 @@ pub struct StepRecord {
     pub save_seconds: f64,
     /// Wall time of each measured part of the step on this rank, in seconds.
     pub phases: BTreeMap<Phase, f64>,
+    /// Wall time of the kinds of work that a step cannot do without, on this rank's CPU, in seconds;
+    /// `None` on a GPU, which works behind the calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_seconds: Option<WorkSeconds>,
     /// The most resident memory this rank's process has held on the host since it began
     /// (`VmHWM`), in bytes.
     pub peak_memory_bytes: u64,

@@ -15,7 +15,7 @@ use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::scalar;
 
 use super::append_file::AppendFile;
-use super::{Communication, Error, EvalRecord, Record, StepRecord};
+use super::{Communication, Error, EvalRecord, Record, StepRecord, WorkSeconds};
 
 /// The format version that TensorBoard expects in the first event of a file.
 const FILE_VERSION: &str = "brain.Event:2";
@@ -161,6 +161,10 @@ fn step_scalars(record: &StepRecord) -> Vec<(String, f64)> {
             .iter()
             .map(|(phase, seconds)| (format!("phase_seconds/{}", phase.name()), *seconds)),
     );
+    if let Some(WorkSeconds { products, attention }) = record.work_seconds {
+        scalars.push(("work_seconds/products".to_string(), products));
+        scalars.push(("work_seconds/attention".to_string(), attention));
+    }
     scalars
 }
 

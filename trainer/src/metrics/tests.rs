@@ -43,6 +43,7 @@ fn step_record(step: u64) -> StepRecord {
         save_seconds: 0.0,
         phases: BTreeMap::from([(Phase::Data, 0.01), (Phase::Forward, 0.06)]),
         unit_seconds: UnitSeconds::new(),
+        work_seconds: Some(WorkSeconds { products: 0.125, attention: 0.03 }),
         peak_memory_bytes: 1_288_490_189,
         peak_device_memory_bytes: Some(3 << 30),
         pages_given: 4_000,
@@ -129,6 +130,7 @@ fn records_are_read_back_from_their_line() {
     let line = serde_json::to_string(&step_line(3)).unwrap();
     assert!(line.starts_with(r#"{"kind":"step","step":3,"loss":2.12344,"#), "{line}");
     assert!(line.contains(r#""phases":{"data":0.01,"forward":0.06}"#), "{line}");
+    assert!(line.contains(r#""work_seconds":{"products":0.125,"attention":0.03}"#), "{line}");
 }
 
 #[test]

@@ -39,12 +39,13 @@ pub fn forward(compute: &Compute, mlp: Mlp, up: &Tensor) -> Tensor {
     .to_kind(up.kind())
 }
 
-/// The gradient of `up` for the gradient `d_act` of the activation; shapes as in [`forward`].
-pub fn backward(compute: &Compute, mlp: Mlp, up: &Tensor, d_act: &Tensor) -> Tensor {
-    if let Some(fused) = compute.fused(activated_columns(mlp, up)) {
+/// The gradient of `up` for the gradient `d_act` of the activation; shapes as in [`forward`]. The
+/// content of `up` is lost: the CPU's kernels put the gradient in its place.
+pub fn backward(compute: &Compute, mlp: Mlp, up: Tensor, d_act: &Tensor) -> Tensor {
+    if let Some(fused) = compute.fused(activated_columns(mlp, &up)) {
         return match mlp {
-            Mlp::SwiGlu => fused.swiglu_backward(up, d_act),
-            Mlp::Gelu => fused.gelu_backward(up, d_act),
+            Mlp::SwiGlu => fused.swiglu_backward(&up, d_act),
+            Mlp::Gelu => fused.gelu_backward(&up, d_act),
         };
     }
     if compute.has_kernels() {
@@ -83,18 +84,16 @@ fn forward_kernel(compute: &Compute, mlp: Mlp, up: &Tensor) -> Tensor {
     act
 }
 
-fn backward_kernel(compute: &Compute, mlp: Mlp, up: &Tensor, d_act: &Tensor) -> Tensor {
-    let mut d_up = up.empty_like();
+fn backward_kernel(compute: &Compute, mlp: Mlp, mut up: Tensor, d_act: &Tensor) -> Tensor {
     let columns = d_act.size()[1] as usize;
     per_element!(compute, E => {
-        let (up, d_act) = (view::slice::<E>(up), view::slice::<E>(d_act));
-        let d_up = view::slice_mut::<E>(&mut d_up);
+        let (up, d_act) = (view::slice_mut::<E>(&mut up), view::slice::<E>(d_act));
         match mlp {
-            Mlp::SwiGlu => kernel::swiglu_backward(&compute.pool, up, d_act, columns, d_up),
-            Mlp::Gelu => gelu::backward(&compute.pool, up, d_act, d_up),
+            Mlp::SwiGlu => kernel::swiglu_backward(&compute.pool, up, d_act, columns),
+            Mlp::Gelu => gelu::backward(&compute.pool, up, d_act),
         }
     });
-    d_up
+    up
 }
 
 /// Columns of the activation's result.

@@ -73,6 +73,7 @@ impl<'a> Attention<'a> {
     /// - `qkv`: `[B * S, (N + 2 K) * H]`; the result is `[B * S, N * H]`, both in the compute
     ///   dtype; the softmax runs in the accumulation dtype
     pub fn forward(&self, compute: &Compute, qkv: &Tensor) -> AttentionOutput {
+        let _stopwatch = compute.work.attention();
         if compute.has_kernels() {
             return self.forward_kernel(compute, qkv);
         }
@@ -98,6 +99,7 @@ impl<'a> Attention<'a> {
         output: &AttentionOutput,
         d_out: &Tensor,
     ) -> Tensor {
+        let _stopwatch = compute.work.attention();
         let mut d_qkv = match &output.saved {
             Saved::Graph { inputs, result } => self.backward_graph(inputs, result, d_out),
             Saved::LogSumExp(log_sum_exp) if compute.has_kernels() => {

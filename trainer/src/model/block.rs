@@ -209,8 +209,9 @@ impl Block {
         let d_act = inside.backward(compute, params, (&act, statistics), &d_o, None);
         drop((act, d_o));
         let d_act = masked(&d_act, pass.mask.neurons);
-        let d_up = activation::backward(compute, self.activation, &up, &d_act);
-        drop((up, d_act));
+        // Nothing reads `inner.up` after this: the entry before the activation has no norm.
+        let d_up = activation::backward(compute, self.activation, up, &d_act);
+        drop(d_act);
         let d_up = self.activated.backward(compute, params, (&inner.up, None), &d_up, None);
         let before = self.mlp.before.of_share(pass.mask.share());
         let h = inner.h_mlp.take((compute, params.0), &before, &inner.x2);

@@ -227,5 +227,5 @@ impl MaskedJoin<'_> {
 pub fn put_scalar(compute: &Compute, grads: &Grads<'_>, index: usize, value: &Tensor) {
     let mut sum = grads.open(compute, index);
     let _ = sum.g_add_(&value.to_kind(compute.accumulation()).view([1]));
-    grads.close(index, &sum);
+    grads.close(compute, index, &sum);
 }

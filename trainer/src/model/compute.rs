@@ -6,6 +6,7 @@ use std::fmt;
 use tch::{Device, Kind, Tensor};
 
 use super::fp8::Fp8;
+use super::work::Work;
 use crate::cuda::Fused;
 use crate::kernel::attention::{Level, Workspace};
 use crate::kernel::matrix::Multiplier;
@@ -39,6 +40,8 @@ pub struct Compute {
     pub fp8: Fp8,
     /// The kernels of the layers' element-wise work, on a GPU that has them.
     fused: Option<Fused>,
+    /// Seconds of the CPU by kind of work; on a GPU those of queueing it.
+    pub work: Work,
     /// The kernel of products with its memory, where this processor has it; borrowed likewise.
     pub(crate) multiplier: RefCell<Option<Multiplier>>,
 }
@@ -55,7 +58,18 @@ impl Compute {
             _ => Products::Native,
         };
         let multiplier = RefCell::new(multiplier);
-        Self { device, kind, pool, products, attention, fp8: Fp8::Off, fused: None, multiplier }
+        let work = Work::default();
+        Self {
+            device,
+            kind,
+            pool,
+            products,
+            attention,
+            fp8: Fp8::Off,
+            fused: None,
+            work,
+            multiplier,
+        }
     }
 
     /// The same with kernels for the element-wise work, which must be those of its dtype and device.
@@ -140,7 +154,7 @@ fn multiplies_bf16() -> bool {
 
 impl fmt::Debug for Compute {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { device, kind, pool, products, fp8, fused, attention: _, multiplier: _ } = self;
+        let Self { device, kind, pool, products, fp8, fused, .. } = self;
         let threads = pool.num_threads();
         write!(formatter, "Compute {{ {device:?}, {kind:?}, {products:?}, fp8 {fp8:?}, ")?;
         write!(formatter, "{fused:?}, {threads} threads }}")

@@ -80,7 +80,7 @@ pub fn backward(
 ) {
     let ids = tokens.view(-1);
     let (b, s) = tokens.size2().expect("tokens are [B, S]");
-    let mut target = Grads { accumulate: token_grads, ..*grads }.open(compute, TOKENS);
+    let mut target = grads.with(token_grads).open(compute, TOKENS);
     let learned = positions.are_learned();
     let mut d_positions = learned.then(|| grads.open(compute, POSITIONS).narrow(0, 0, s));
     if let Some(fused) = compute.fused(dx.size()[1]) {

@@ -132,7 +132,7 @@ impl Head {
                 _ => loss_and_grad(compute, &mut logits, &targets, terms),
             };
             dh.copy_(&self.output.backward(compute, (&weights.output, &output_grads), &h, &logits));
-            output_grads.accumulate = Accumulate::Add;
+            output_grads = output_grads.with(Accumulate::Add);
         }
         let dh = if self.multiplier == 1.0 { dh } else { dh * self.multiplier };
         let dh = masked(&dh, self.mask.as_ref());

@@ -4,7 +4,7 @@
 use tch::Tensor;
 
 use super::compute::{Compute, per_element};
-use super::fp8::{self, Fp8};
+use super::fp8::{self, Content, Fp8};
 use super::units::{Orientation, Projection};
 use super::views::{Grads, Weights};
 use crate::kernel::matrix::Finish;
@@ -17,7 +17,9 @@ impl Projection {
     /// - `x`: `[N, in]`; returns `[N, out]`; both in the compute dtype, products accumulate in f32
     pub fn forward(&self, compute: &Compute, weights: &Weights<'_>, x: &Tensor) -> Tensor {
         let matrix = self.input_by_output(weights);
-        if let Some(product) = self.fp8_product(compute, x, &matrix) {
+        if let Some(product) =
+            self.fp8_product(compute, ((x, Content::Values), (&matrix, Content::Values)))
+        {
             return match self.bias {
                 Some(bias) => product + weights.get(bias),
                 None => product,
@@ -61,7 +63,9 @@ impl Projection {
     ) -> Tensor {
         let matrix = self.input_by_output(weights);
         let bias = self.bias.map(|bias| weights.get(bias));
-        if let Some(product) = self.fp8_product(compute, x, &matrix) {
+        if let Some(product) =
+            self.fp8_product(compute, ((x, Content::Values), (&matrix, Content::Values)))
+        {
             let base = match bias {
                 Some(bias) => residual + bias,
                 None => residual.shallow_clone(),
@@ -82,28 +86,39 @@ impl Projection {
         x: &Tensor,
         dy: &Tensor,
     ) -> Tensor {
-        let (left, right) = match self.orientation {
-            Orientation::OutIn => (dy, x),
-            Orientation::InOut => (x, dy),
+        let (gradients, values) = (Content::Gradients, Content::Values);
+        let ((left, of_left), (right, of_right)) = match self.orientation {
+            Orientation::OutIn => ((dy, gradients), (x, values)),
+            Orientation::InOut => ((x, values), (dy, gradients)),
         };
+        let transpose = left.tr();
+        let factors = ((&transpose, of_left), (right, of_right));
         let whole = compute.fp8 == Fp8::Tensor;
-        match whole.then(|| self.fp8_product(compute, &left.tr(), right)).flatten() {
+        match whole.then(|| self.fp8_product(compute, factors)).flatten() {
             Some(product) => grads.add_stacked(compute, self.weights.clone(), &product),
             None => grads.add_product(compute, self.weights.clone(), left, right),
         }
         if let Some(bias) = self.bias {
             let mut sum = grads.open(compute, bias);
             add_column_sums(compute, dy, &mut sum);
-            grads.close(bias, &sum);
+            grads.close(compute, bias, &sum);
         }
         let matrix = self.input_by_output(weights).tr();
-        self.fp8_product(compute, dy, &matrix).unwrap_or_else(|| compute.product(dy, &matrix))
+        let factors = ((dy, gradients), (&matrix, values));
+        self.fp8_product(compute, factors).unwrap_or_else(|| compute.product(dy, &matrix))
     }
 
     /// `a b` of 8-bit numbers, where that is wanted and the shapes allow it.
-    fn fp8_product(&self, compute: &Compute, a: &Tensor, b: &Tensor) -> Option<Tensor> {
-        let wanted = self.may_be_fp8 && compute.fp8 != Fp8::Off && fp8::takes(a, b);
-        wanted.then(|| fp8::product(compute.fp8, a, b))
+    fn fp8_product(
+        &self,
+        compute: &Compute,
+        (a, b): ((&Tensor, Content), (&Tensor, Content)),
+    ) -> Option<Tensor> {
+        let wanted = self.may_be_fp8 && compute.fp8 != Fp8::Off && fp8::takes(a.0, b.0);
+        wanted.then(|| {
+            let _stopwatch = compute.work.product();
+            fp8::product(compute.fp8, a, b)
+        })
     }
 
     /// The stacked weight as `[in, out]`: a view.

@@ -34,3 +34,4 @@ pub mod scaling;
 pub mod segments;
 pub mod units;
 pub mod views;
+pub mod work;

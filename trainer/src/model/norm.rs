@@ -210,9 +210,9 @@ impl Norm {
                 }
             }
         });
-        grads.close(self.index.weight, &d_weight);
+        grads.close(compute, self.index.weight, &d_weight);
         if let (Some(bias), Some(d_bias)) = (self.index.bias, &d_bias) {
-            grads.close(bias, d_bias);
+            grads.close(compute, bias, d_bias);
         }
         dx
     }
@@ -252,5 +252,5 @@ fn put_row_sum(compute: &Compute, grads: &Grads<'_>, index: usize, rows: &Tensor
 fn put(compute: &Compute, grads: &Grads<'_>, index: usize, gradient: &Tensor) {
     let mut sum = grads.open(compute, index);
     let _ = sum.g_add_(gradient);
-    grads.close(index, &sum);
+    grads.close(compute, index, &sum);
 }

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::compute::{Compute, Products, wide};
-use super::views::Accumulate;
+use super::views::{Accumulate, Onto};
 use crate::kernel::matrix::{Finish, Operand, Output};
 use crate::kernel::view;
 
@@ -14,6 +14,7 @@ const MIN_ROWS: usize = 16;
 impl Compute {
     /// `a b` for `a` `[n, k]` and `b` `[k, m]` in the compute dtype, rounded once.
     pub fn product(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        let _stopwatch = self.work.product();
         if let Some(product) = self.rounded_by_kernel((a, b), None, None, None) {
             return product;
         }
@@ -25,6 +26,7 @@ impl Compute {
 
     /// `bias + a b`, rounded once; `bias` is `[m]`.
     pub fn product_and_bias(&self, bias: &Tensor, a: &Tensor, b: &Tensor) -> Tensor {
+        let _stopwatch = self.work.product();
         match self.rounded_by_kernel((a, b), None, Some(bias), None) {
             Some(product) => product,
             None => self.added(bias, a, b),
@@ -39,6 +41,7 @@ impl Compute {
         (a, b): (&Tensor, &Tensor),
         bias: Option<&Tensor>,
     ) -> Tensor {
+        let _stopwatch = self.work.product();
         if let Some(product) = self.rounded_by_kernel((a, b), Some(base), bias, None) {
             return product;
         }
@@ -55,6 +58,7 @@ impl Compute {
         bias: Option<&Tensor>,
         finish: &dyn Finish,
     ) -> Option<Tensor> {
+        let _stopwatch = self.work.product();
         self.rounded_by_kernel((a, b), None, bias, Some(finish))
     }
 
@@ -65,18 +69,19 @@ impl Compute {
         }
     }
 
-    /// Puts or adds `a b` to `target` without rounding it in between, if that can be done in one
-    /// product: says whether it was.
+    /// Puts or adds `a b` to `target`, if that can be done in one product: says whether it was.
     ///
     /// # Shapes
     /// - `a`: `[n, k]`, `b`: `[k, m]`, compute dtype; `target`: contiguous `[n, m]`, in the compute
-    ///   dtype (rounded once, and only to be put) or the accumulation dtype
+    ///   dtype (rounded once, and only to be put) or the accumulation dtype (rounded to the compute
+    ///   dtype before if the gradient `rounds`, else not)
     pub(crate) fn product_onto(
         &self,
         target: &mut Tensor,
         (a, b): (&Tensor, &Tensor),
-        accumulate: Accumulate,
+        Onto { accumulate, rounds }: Onto,
     ) -> bool {
+        let _stopwatch = self.work.product();
         let add = accumulate == Accumulate::Add;
         let by_kernel = match target.kind() {
             Kind::BFloat16 if !add => self.multiply(a, b, || Output::Rounded {
@@ -86,12 +91,12 @@ impl Compute {
                 finish: None,
             }),
             Kind::Float => {
-                self.multiply(a, b, || Output::Wide { to: view::slice_mut(target), add })
+                self.multiply(a, b, || Output::Wide { to: view::slice_mut(target), add, rounds })
             }
             _ => false,
         };
-        if by_kernel {
-            return true;
+        if by_kernel || rounds {
+            return by_kernel;
         }
         let (a, b) = match self.products {
             Products::Widened => (wide(a), wide(b)),

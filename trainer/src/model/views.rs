@@ -41,38 +41,65 @@ pub enum Accumulate {
     Add,
 }
 
+/// How the gradient of a parameter joins what its buffer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Onto {
+    /// Replace or add. Adding needs a buffer of the accumulation dtype.
+    pub accumulate: Accumulate,
+    /// Whether a gradient in the accumulation dtype is rounded to the compute dtype before: so one
+    /// is that goes straight to the sums over micro-batches, and is the same as if it had gone
+    /// through a buffer of the compute dtype.
+    pub rounds: bool,
+}
+
+impl Onto {
+    /// Replaces what is there.
+    pub const NOTHING: Self = Self { accumulate: Accumulate::Overwrite, rounds: false };
+}
+
 /// Where the gradient of one micro-batch of one unit goes: the compute dtype, to which each value is
-/// rounded once, or the accumulation dtype where a gradient comes in parts.
+/// rounded once, or the accumulation dtype where a gradient comes in parts or joins others.
 #[derive(Clone, Copy, Debug)]
 pub struct Grads<'a> {
     /// Names, shapes and offsets.
     pub layout: &'a UnitLayout,
     /// The flat buffer, at least `layout.padded_numel()` elements.
     pub flat: &'a Tensor,
-    /// Replace or add. Adding needs a buffer of the accumulation dtype.
-    pub accumulate: Accumulate,
+    /// How it takes gradients.
+    pub onto: Onto,
 }
 
 impl Grads<'_> {
+    /// The same with gradients that replace or add.
+    #[must_use]
+    pub fn with(self, accumulate: Accumulate) -> Self {
+        Self { onto: Onto { accumulate, ..self.onto }, ..self }
+    }
+
     /// A sum in the accumulation dtype to add the gradient of parameter `index` to, in its shape:
-    /// a view of the buffer if that has the dtype, else apart. [`Grads::close`] brings it home.
+    /// a view of the buffer if that takes it as it is, else apart. [`Grads::close`] brings it home.
     pub fn open(&self, compute: &Compute, index: usize) -> Tensor {
         let mut view = view_of(self.layout, self.flat, index);
-        if view.kind() != compute.accumulation() {
-            debug_assert_eq!(self.accumulate, Accumulate::Overwrite, "parts are added wide");
+        if view.kind() != compute.accumulation() || self.onto.rounds {
             return Tensor::zeros(view.size(), (compute.accumulation(), view.device()));
         }
-        if self.accumulate == Accumulate::Overwrite {
+        if self.onto.accumulate == Accumulate::Overwrite {
             let _ = view.zero_();
         }
         view
     }
 
-    /// Rounds a sum of [`Grads::open`] to the buffer, unless it lies there already.
-    pub fn close(&self, index: usize, sum: &Tensor) {
+    /// Brings a sum of [`Grads::open`] to the buffer, rounded to the compute dtype, unless it lies
+    /// there already.
+    pub fn close(&self, compute: &Compute, index: usize, sum: &Tensor) {
         let mut view = view_of(self.layout, self.flat, index);
-        if view.data_ptr() != sum.data_ptr() {
-            view.copy_(sum);
+        if view.data_ptr() == sum.data_ptr() {
+            return;
+        }
+        let rounded = sum.to_kind(compute.kind);
+        match self.onto.accumulate {
+            Accumulate::Overwrite => view.copy_(&rounded),
+            Accumulate::Add => drop(view.g_add_(&rounded)),
         }
     }
 
@@ -82,9 +109,9 @@ impl Grads<'_> {
     /// - `a`: `[N, rows]`, `b`: `[N, columns]`, compute dtype; the stacked gradient is
     ///   `[rows, columns]`
     ///
-    /// The product is rounded once to the compute dtype where the buffer has it. Into a wide buffer
-    /// it accumulates in place, but for libtorch's products of bf16, which are rounded to bf16 once
-    /// and added in f32.
+    /// The product is rounded once to the compute dtype where the buffer has it, or wants it. Into
+    /// another it accumulates in place, but for libtorch's products of bf16, which are rounded to bf16
+    /// once and added in f32.
     pub fn add_product(
         &self,
         compute: &Compute,
@@ -94,7 +121,7 @@ impl Grads<'_> {
     ) {
         let mut joint = stacked_view(self.layout, self.flat, range.clone());
         if let Some(target) = &mut joint
-            && compute.product_onto(target, (&a.tr(), b), self.accumulate)
+            && compute.product_onto(target, (&a.tr(), b), self.onto)
         {
             return;
         }
@@ -122,7 +149,7 @@ impl Grads<'_> {
         if compute.has_kernels() && widens {
             let target = view::slice_mut::<f32>(&mut target);
             let product = view::slice::<half::bf16>(product);
-            match self.accumulate {
+            match self.onto.accumulate {
                 Accumulate::Overwrite => {
                     accumulate::cast::<f32, half::bf16>(&compute.pool, product, target)
                 }
@@ -130,7 +157,7 @@ impl Grads<'_> {
             }
             return;
         }
-        match self.accumulate {
+        match self.onto.accumulate {
             Accumulate::Overwrite => target.copy_(product),
             Accumulate::Add => drop(target.g_add_(product)),
         }

@@ -29,23 +29,18 @@ pub fn forward<E: Element>(pool: &Pool, x: &[E], y: &mut [E]) {
     });
 }
 
-/// The gradient of [`forward`]: writes to `dx`, from the forward pass's input `x` and the gradient
-/// `dy` of its output.
+/// The gradient of [`forward`], in place of the forward pass's input `x`, from the gradient `dy` of
+/// its output.
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn backward<E: Element>(pool: &Pool, x: &[E], dy: &[E], dx: &mut [E]) {
+pub fn backward<E: Element>(pool: &Pool, x: &mut [E], dy: &[E]) {
     assert_eq!(x.len(), dy.len(), "dy has the shape of x");
-    assert_eq!(x.len(), dx.len(), "dx has the shape of x");
     let len = rows_per_block(1);
-    let dx = Blocks::new(dx, len);
+    let x = Blocks::new(x, len);
     let level = Level::detect();
-    pool.for_each(dx.num_blocks(), |index| {
-        level.run(GeluBackward {
-            x: block(x, index, len),
-            dy: block(dy, index, len),
-            dx: dx.take(index),
-        });
+    pool.for_each(x.num_blocks(), |index| {
+        level.run(GeluBackward { x: x.take(index), dy: block(dy, index, len) });
     });
 }
 
@@ -54,7 +49,7 @@ pub fn backward<E: Element>(pool: &Pool, x: &[E], dy: &[E], dx: &mut [E]) {
 pub(super) fn blocks_at<E: Element>(level: Level, x: &[E]) -> Vec<E> {
     let (mut y, mut dx) = (x.to_vec(), x.to_vec());
     level.run(GeluForward { x, y: &mut y });
-    level.run(GeluBackward { x, dy: x, dx: &mut dx });
+    level.run(GeluBackward { x: &mut dx, dy: x });
     [y, dx].concat()
 }
 
@@ -91,9 +86,8 @@ impl<E: Element> Body for GeluForward<'_, E> {
 
 /// A block of the backward pass.
 struct GeluBackward<'a, E> {
-    x: &'a [E],
+    x: &'a mut [E],
     dy: &'a [E],
-    dx: &'a mut [E],
 }
 
 impl<E: Element> Body for GeluBackward<'_, E> {
@@ -101,8 +95,8 @@ impl<E: Element> Body for GeluBackward<'_, E> {
 
     #[inline(always)]
     fn run(self, _: Level) {
-        for (dx, (x, dy)) in self.dx.iter_mut().zip(self.x.iter().zip(self.dy)) {
-            *dx = E::from_f32(dy.to_f32() * tanh_derivative(x.to_f32()));
+        for (x, dy) in self.x.iter_mut().zip(self.dy) {
+            *x = E::from_f32(dy.to_f32() * tanh_derivative(x.to_f32()));
         }
     }
 }

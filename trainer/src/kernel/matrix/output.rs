@@ -27,6 +27,7 @@ pub(super) enum Target<'a> {
     Wide {
         to: DisjointMut<'a, f32>,
         add: bool,
+        rounds: bool,
     },
 }
 
@@ -36,7 +37,9 @@ impl<'a> Target<'a> {
             Output::Rounded { to, base, bias, finish } => {
                 Self::Rounded { to: DisjointMut::new(to), base, bias, finish }
             }
-            Output::Wide { to, add } => Self::Wide { to: DisjointMut::new(to), add },
+            Output::Wide { to, add, rounds } => {
+                Self::Wide { to: DisjointMut::new(to), add, rounds }
+            }
         }
     }
 
@@ -75,66 +78,134 @@ impl<'a> Target<'a> {
     }
 
     /// Stores sums at rows from `row` on and panel `panel` of `num_columns` columns.
+    ///
+    /// Loops over sums do nothing but go over them: so they are unrolled, and sums stay in registers.
     #[inline(always)]
     pub(super) unsafe fn put<const M: usize, const N: usize>(
         &self,
-        sums: Sums<M, N>,
+        mut sums: Sums<M, N>,
         (row, panel): (usize, usize),
         num_columns: usize,
     ) {
         let first = panel * PANEL;
         let width = (N * LANES).min(num_columns - first);
-        for (m, sums) in sums.iter().enumerate() {
-            let start = (row + m) * num_columns + first;
-            match self {
-                Self::Rounded { to, base, bias, .. } => {
-                    let to = to.slice(start, width);
-                    let base = base.map(|base| &base[start..start + width]);
-                    let bias = bias.map(|bias| &bias[first..first + width]);
-                    put_rounded(*sums, to, base, bias);
+        let place = Place {
+            start: row * num_columns + first,
+            stride: num_columns,
+            last: mask(width - (N - 1) * LANES),
+        };
+        let len = (M - 1) * num_columns + width;
+        match self {
+            Self::Rounded { to, base, bias, .. } => {
+                if let Some(base) = base {
+                    let from = base[place.start..place.start + len].as_ptr();
+                    place.add_widened(&mut sums, from, num_columns);
                 }
-                Self::Wide { to, add } => put_wide(*sums, to.slice(start, width), *add),
+                if let Some(bias) = bias {
+                    place.add_widened(&mut sums, bias[first..first + width].as_ptr(), 0);
+                }
+                place.put_rounded(&sums, to.pointer(place.start, len));
+            }
+            Self::Wide { to, add, rounds } => {
+                let to = to.pointer(place.start, len);
+                if *rounds {
+                    round(&mut sums);
+                }
+                if *add {
+                    place.add(&mut sums, to);
+                }
+                place.put_wide(&sums, to);
             }
         }
     }
 }
 
-/// A row of sums, of which `to` takes as many as it has elements.
-#[inline(always)]
-unsafe fn put_rounded<const N: usize>(
-    sums: [__m512; N],
-    to: &mut [bf16],
-    base: Option<&[bf16]>,
-    bias: Option<&[bf16]>,
-) {
-    for (n, mut sum) in sums.into_iter().enumerate() {
-        let (lane, lanes) = (n * LANES, mask(to.len() - n * LANES));
-        if let Some(base) = base {
-            sum = _mm512_add_ps(sum, widened(base.as_ptr().add(lane), lanes));
+/// Where the sums of a tile go: `[M, N * LANES]` elements, but for the last vector of each row.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The first of them.
+    start: usize,
+    /// Elements from one row to the next.
+    stride: usize,
+    /// Lanes of the last vector that there are.
+    last: __mmask16,
+}
+
+impl Place {
+    /// Lanes of vector `n` of `N`.
+    #[inline(always)]
+    fn lanes<const N: usize>(self, n: usize) -> __mmask16 {
+        if n + 1 == N { self.last } else { __mmask16::MAX }
+    }
+
+    /// Adds what is in bf16 at `from`, with rows `stride` apart.
+    #[inline(always)]
+    unsafe fn add_widened<const M: usize, const N: usize>(
+        self,
+        sums: &mut Sums<M, N>,
+        from: *const bf16,
+        stride: usize,
+    ) {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                let from = from.add(m * stride + n * LANES);
+                *sum = _mm512_add_ps(*sum, widened(from, self.lanes::<N>(n)));
+            }
         }
-        if let Some(bias) = bias {
-            sum = _mm512_add_ps(sum, widened(bias.as_ptr().add(lane), lanes));
+    }
+
+    /// Adds what is at `from`.
+    #[inline(always)]
+    unsafe fn add<const M: usize, const N: usize>(self, sums: &mut Sums<M, N>, from: *const f32) {
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (n, sum) in sums.iter_mut().enumerate() {
+                let from = from.add(m * self.stride + n * LANES);
+                *sum = _mm512_add_ps(_mm512_maskz_loadu_ps(self.lanes::<N>(n), from), *sum);
+            }
         }
-        let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sum));
-        _mm256_mask_storeu_epi16(to.as_mut_ptr().add(lane).cast(), lanes, rounded);
+    }
+
+    #[inline(always)]
+    unsafe fn put_rounded<const M: usize, const N: usize>(self, sums: &Sums<M, N>, to: *mut bf16) {
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, sum) in sums.iter().enumerate() {
+                let rounded = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(*sum));
+                let to = to.add(m * self.stride + n * LANES);
+                _mm256_mask_storeu_epi16(to.cast(), self.lanes::<N>(n), rounded);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn put_wide<const M: usize, const N: usize>(self, sums: &Sums<M, N>, to: *mut f32) {
+        for (m, sums) in sums.iter().enumerate() {
+            for (n, sum) in sums.iter().enumerate() {
+                let to = to.add(m * self.stride + n * LANES);
+                _mm512_mask_storeu_ps(to, self.lanes::<N>(n), *sum);
+            }
+        }
     }
 }
 
-/// The same in f32.
+/// Rounds sums to bf16.
 #[inline(always)]
-unsafe fn put_wide<const N: usize>(sums: [__m512; N], to: &mut [f32], add: bool) {
-    for (n, mut sum) in sums.into_iter().enumerate() {
-        let (lanes, to) = (mask(to.len() - n * LANES), to.as_mut_ptr().add(n * LANES));
-        if add {
-            sum = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, to), sum);
+unsafe fn round<const M: usize, const N: usize>(sums: &mut Sums<M, N>) {
+    for sums in sums {
+        for sum in sums {
+            let bits = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(*sum));
+            *sum = wide(bits);
         }
-        _mm512_mask_storeu_ps(to, lanes, sum);
     }
 }
 
 /// Elements in f32.
 #[inline(always)]
 unsafe fn widened(elements: *const bf16, lanes: __mmask16) -> __m512 {
-    let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, elements.cast()));
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits))
+    wide(_mm256_maskz_loadu_epi16(lanes, elements.cast()))
+}
+
+/// The bits of bf16 as f32.
+#[inline(always)]
+unsafe fn wide(bits: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
 }

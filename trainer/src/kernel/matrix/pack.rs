@@ -108,6 +108,14 @@ pub(super) unsafe fn touch<T>(elements: &[T]) {
     _mm_prefetch::<_MM_HINT_T0>(first.wrapping_add(size_of_val(elements).saturating_sub(1)));
 }
 
+/// Asks for columns `columns` of the rows of word `word`, if there are such rows.
+#[inline(always)]
+pub(super) unsafe fn touch_rows(stored: &Operand<'_>, word: usize, columns: Range<usize>) {
+    for row in 2 * word..stored.rows.min(2 * word + 2) {
+        touch(&stored.elements[row * stored.columns..][columns.clone()]);
+    }
+}
+
 /// Rows `2 word` and `2 word + 1` of a stored matrix; zeros for the second if there is none.
 #[inline(always)]
 fn pair_of_rows<'a>(stored: &Operand<'a>, word: usize) -> (&'a [bf16], &'a [bf16]) {

@@ -22,10 +22,20 @@ const LEFT_WORDS: usize = 64 * 1024;
 /// Words of a right operand that all threads share: a part of a third-level cache. A larger one is
 /// packed by each thread panel by panel.
 const SHARED_WORDS: usize = 4 * 1024 * 1024;
+/// Words along `K` of a panel that a thread packs at a time, where all threads share panels.
+const PACKED_WORDS: usize = 256;
+/// Words ahead of which rows are asked for that are packed a part at a time.
+const PACKED_AHEAD: usize = 12;
 /// Rows below which packing a panel would cost too much beside multiplying it.
 const MIN_ROWS: usize = 192;
 /// Pieces for each thread, where there is a choice: so many even out what they cost.
 const PIECES_PER_THREAD: usize = 4;
+
+/// Sums of nothing. They are loaded like others, as a branch would lead through memory.
+static NOTHING: Zeros = Zeros([0.0; TILE_ROWS * PANEL]);
+
+#[repr(align(64))]
+struct Zeros([f32; TILE_ROWS * PANEL]);
 
 /// One product.
 struct Job<'a> {
@@ -101,20 +111,49 @@ fn pack_panels<'a>(pool: &Pool, right: &Operand<'_>, shared: &'a mut Words) -> &
     let num_words = right.rows.div_ceil(2);
     let (num_panels, len) = (right.columns.div_ceil(PANEL), num_words * PANEL);
     let words = &mut shared.get(num_panels * len)[..num_panels * len];
-    let panels = DisjointMut::new(words);
-    pool.for_each(num_panels, |panel| {
-        // SAFETY: each panel is packed once, and a multiplier is only made where there is AVX-512
-        // BF16.
-        unsafe { pack_panel(right, panel, 0..num_words, panels.slice(panel * len, len)) };
+    let to = DisjointMut::new(words);
+    // Two panels of a row that lies as it is are three whole lines.
+    let at_a_time = if right.transposed { 1 } else { 2 };
+    let num_chunks = num_words.div_ceil(PACKED_WORDS);
+    pool.for_each(num_panels.div_ceil(at_a_time) * num_chunks, |piece| {
+        let first = piece / num_chunks * at_a_time;
+        let from = piece % num_chunks * PACKED_WORDS;
+        let panels = first..num_panels.min(first + at_a_time);
+        let words = from..num_words.min(from + PACKED_WORDS);
+        // SAFETY: each word of each panel is packed once, and a multiplier is only made where there
+        // is AVX-512 BF16.
+        unsafe { pack_piece(right, panels, words, &to) };
     });
     words
 }
 
 /// # Safety
-/// The processor has AVX-512 BF16.
+/// The processor has AVX-512 BF16, and no other thread has these words of these panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-unsafe fn pack_panel(right: &Operand<'_>, panel: usize, words: Range<usize>, to: &mut [u32]) {
-    pack::right_panel(right, panel, words, to);
+unsafe fn pack_piece(
+    right: &Operand<'_>,
+    panels: Range<usize>,
+    words: Range<usize>,
+    to: &DisjointMut<'_, u32>,
+) {
+    let len = right.rows.div_ceil(2) * PANEL;
+    let to = |panel, words: &Range<usize>| {
+        to.slice(panel * len + words.start * PANEL, words.len() * PANEL)
+    };
+    if right.transposed {
+        for panel in panels {
+            pack::right_panel(right, panel, words.clone(), to(panel, &words));
+        }
+        return;
+    }
+    let columns = panels.start * PANEL..right.columns.min(panels.end * PANEL);
+    for word in words {
+        pack::touch_rows(right, word + PACKED_AHEAD, columns.clone());
+        let word = word..word + 1;
+        for panel in panels.clone() {
+            pack::right_panel(right, panel, word.clone(), to(panel, &word));
+        }
+    }
 }
 
 fn run(piece: Piece<'_>) {
@@ -214,10 +253,8 @@ impl Sweep<'_> {
         if is_last {
             job.target.prefetch(row..row + M, panel, job.right.columns);
         }
-        let mut sums = match self.words.start {
-            0 => tile::zeros::<M, N>(),
-            _ => tile::load::<M, N>(partial),
-        };
+        let before = if self.words.start == 0 { NOTHING.0.as_ptr() } else { partial.cast_const() };
+        let mut sums = tile::load::<M, N>(before);
         // A row of odd length that is read in place ends with a word of its own.
         let apart = is_last && self.left.is_none() && !job.left.columns.is_multiple_of(2);
         let num_words = self.words.len() - usize::from(apart);

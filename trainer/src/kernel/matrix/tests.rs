@@ -84,7 +84,7 @@ fn wide_products_are_those_of_f64() {
     for case in Case::all().filter(|_| is_here()) {
         let expected = case.expected();
         let mut found = vec![0.5f32; expected.len()];
-        case.multiply(2, Output::Wide { to: &mut found, add: false });
+        case.multiply(2, Output::Wide { to: &mut found, add: false, rounds: false });
         for (found, (sum, size)) in found.iter().zip(&expected) {
             let error = (f64::from(*found) - sum).abs();
             assert!(
@@ -101,10 +101,23 @@ fn wide_products_are_those_of_f64() {
 fn wide_products_are_added() {
     for case in Case::all().filter(|_| is_here()) {
         let mut alone = vec![0.0f32; case.shape[0] * case.shape[2]];
-        case.multiply(2, Output::Wide { to: &mut alone, add: false });
+        case.multiply(2, Output::Wide { to: &mut alone, add: false, rounds: false });
         let mut found = vec![0.75f32; alone.len()];
-        case.multiply(2, Output::Wide { to: &mut found, add: true });
+        case.multiply(2, Output::Wide { to: &mut found, add: true, rounds: false });
         assert!(found.iter().zip(&alone).all(|(found, alone)| *found == 0.75 + alone));
+    }
+}
+
+#[test]
+fn products_are_rounded_before_they_are_added() {
+    for case in Case::all().filter(|_| is_here()) {
+        let mut alone = vec![bf16::ZERO; case.shape[0] * case.shape[2]];
+        case.multiply(2, Output::Rounded { to: &mut alone, base: None, bias: None, finish: None });
+        let mut found = vec![0.3f32; alone.len()];
+        case.multiply(2, Output::Wide { to: &mut found, add: true, rounds: true });
+        assert!(found.iter().zip(&alone).all(|(found, alone)| *found == 0.3 + alone.to_f32()));
+        case.multiply(2, Output::Wide { to: &mut found, add: false, rounds: true });
+        assert!(found.iter().zip(&alone).all(|(found, alone)| *found == alone.to_f32()));
     }
 }
 
@@ -129,7 +142,7 @@ fn products_are_rounded_once_after_base_and_bias() {
 fn a_rounded_product_is_the_wide_one_rounded() {
     for case in Case::all().filter(|_| is_here()) {
         let mut wide = vec![0.0f32; case.shape[0] * case.shape[2]];
-        case.multiply(1, Output::Wide { to: &mut wide, add: false });
+        case.multiply(1, Output::Wide { to: &mut wide, add: false, rounds: false });
         let mut found = vec![bf16::ZERO; wide.len()];
         case.multiply(1, Output::Rounded { to: &mut found, base: None, bias: None, finish: None });
         assert!(found.iter().zip(&wide).all(|(found, wide)| *found == bf16::from_f32(*wide)));
@@ -140,10 +153,10 @@ fn a_rounded_product_is_the_wide_one_rounded() {
 fn threads_and_layouts_change_no_bit() {
     for case in Case::all().filter(|_| is_here()) {
         let mut one = vec![0.0f32; case.shape[0] * case.shape[2]];
-        case.multiply(1, Output::Wide { to: &mut one, add: false });
+        case.multiply(1, Output::Wide { to: &mut one, add: false, rounds: false });
         for threads in [2, 3, 7] {
             let mut many = vec![0.0f32; one.len()];
-            case.multiply(threads, Output::Wide { to: &mut many, add: false });
+            case.multiply(threads, Output::Wide { to: &mut many, add: false, rounds: false });
             assert!(one.iter().zip(&many).all(|(one, many)| one.to_bits() == many.to_bits()));
         }
     }
@@ -159,7 +172,7 @@ fn a_row_does_not_depend_on_the_others() {
         let mut to = vec![0.0f32; rows.len() * n];
         let elements = &a[rows.start * k..rows.end * k];
         let left = Operand { elements, rows: rows.len(), columns: k, transposed: false };
-        multiplier.multiply(left, right, Output::Wide { to: &mut to, add: false });
+        multiplier.multiply(left, right, Output::Wide { to: &mut to, add: false, rounds: false });
         to
     };
     let all = product(0..m);
@@ -178,7 +191,7 @@ fn panels_of_a_thread_are_those_of_all() {
         let mut to = vec![0.0f32; m * columns.len()];
         let elements = &b[columns.start * k..columns.end * k];
         let right = Operand { elements, rows: k, columns: columns.len(), transposed: true };
-        multiplier.multiply(left, right, Output::Wide { to: &mut to, add: false });
+        multiplier.multiply(left, right, Output::Wide { to: &mut to, add: false, rounds: false });
         to
     };
     let (all, some) = (product(0..n), product(4100..n));
