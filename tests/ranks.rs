@@ -84,3 +84,20 @@ fn profiled_steps_are_traced_on_every_rank_and_change_nothing() {
     assert_eq!(metrics.lines().filter(profiled).count(), 2);
     assert!(!program.path("plain/profile").exists());
 }
+
+/// Products and attention are timed in every step, and are no more of it than forward, head and backward.
+#[test]
+fn the_work_of_a_step_is_timed_and_lies_within_its_phases() {
+    let program = Program::new();
+    program.train(1, &["run.dir='timed'"]);
+    let records = program.step_records("timed");
+    assert!(!records.is_empty());
+    for record in records {
+        let seconds = |part: &str, name: &str| record[part][name].as_f64().expect("seconds");
+        let [products, attention] =
+            ["products", "attention"].map(|name| seconds("work_seconds", name));
+        assert!(products > 0.0 && attention > 0.0, "{record}");
+        let phases = ["forward", "head", "backward"].map(|name| seconds("phases", name));
+        assert!(products + attention <= phases.iter().sum(), "{record}");
+    }
+}

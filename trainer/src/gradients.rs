@@ -7,13 +7,13 @@
 
 use std::collections::VecDeque;
 
-use grove_parallel::collective::Onto as Reduced;
+use grove_parallel::collective::Onto;
 use grove_parallel::{Handle, Reduction};
 use tch::{Kind, Tensor};
 
 use crate::kernel::{accumulate, view};
 use crate::model::compute::{Compute, Products};
-use crate::model::views::{Accumulate, Grads, Onto};
+use crate::model::views::{Accumulate, Grads, Joining};
 use crate::sharding::{Placement, Sharding, Sums};
 use crate::spare::SpareBuffers;
 use crate::state::UnitState;
@@ -53,12 +53,12 @@ pub struct Gradient {
 impl Gradient {
     /// As layers take it.
     pub fn views<'a>(&'a self, compute: &Compute, unit: &'a UnitState) -> Grads<'a> {
-        let rounds = self.within.is_some() && !unit.spec.gradient_in_parts;
-        let onto = Onto {
+        let is_narrow = compute.kind != compute.accumulation() && !unit.spec.gradient_in_parts;
+        let joining = Joining {
             accumulate: self.within.unwrap_or(Accumulate::Overwrite),
-            rounds: rounds && compute.kind != compute.accumulation(),
+            rounds: self.within.is_some() && is_narrow,
         };
-        Grads { layout: &unit.layout, flat: &self.flat, onto }
+        Grads { layout: &unit.layout, flat: &self.flat, joining }
     }
 }
 
@@ -252,8 +252,8 @@ fn reduce_whole(
     Ok(handles)
 }
 
-fn onto(round: Round) -> Reduced {
-    if round.first { Reduced::Nothing } else { Reduced::Output }
+fn onto(round: Round) -> Onto {
+    if round.first { Onto::Nothing } else { Onto::Output }
 }
 
 /// A whole unit with its slices in the order of the ranks that sum them: a copy where replicas

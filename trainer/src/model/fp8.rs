@@ -1,7 +1,7 @@
 //! Products of matrices whose elements are scaled to 8 bits (Micikevicius et al. 2022,
 //! arXiv:2209.05433), with sums in f32: twice the rate of bf16 on GPUs that have them. Weights and
 //! activations are `e4m3`; so are gradients with a scale a row, but those of a matrix that shares one
-//! scale, whose magnitudes lie further apart, are `e5m2`, as section 3.1 of the paper has it.
+//! scale, whose magnitudes lie further apart, are `e5m2`, as section 3 of the paper recommends.
 //!
 //! Scales are those of the very values that are multiplied (no history of earlier steps), so that a
 //! step depends on nothing but its state. On the CPU the same numbers are multiplied in f32, to try

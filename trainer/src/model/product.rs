@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::compute::{Compute, Products, wide};
-use super::views::{Accumulate, Onto};
+use super::views::{Accumulate, Joining};
 use crate::kernel::matrix::{Finish, Operand, Output};
 use crate::kernel::view;
 
@@ -74,12 +74,12 @@ impl Compute {
     /// # Shapes
     /// - `a`: `[n, k]`, `b`: `[k, m]`, compute dtype; `target`: contiguous `[n, m]`, in the compute
     ///   dtype (rounded once, and only to be put) or the accumulation dtype (rounded to the compute
-    ///   dtype before if the gradient `rounds`, else not)
+    ///   dtype before if it `rounds`, else not)
     pub(crate) fn product_onto(
         &self,
         target: &mut Tensor,
         (a, b): (&Tensor, &Tensor),
-        Onto { accumulate, rounds }: Onto,
+        Joining { accumulate, rounds }: Joining,
     ) -> bool {
         let _stopwatch = self.work.product();
         let add = accumulate == Accumulate::Add;

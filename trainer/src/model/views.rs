@@ -43,18 +43,13 @@ pub enum Accumulate {
 
 /// How the gradient of a parameter joins what its buffer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Onto {
+pub struct Joining {
     /// Replace or add. Adding needs a buffer of the accumulation dtype.
     pub accumulate: Accumulate,
     /// Whether a gradient in the accumulation dtype is rounded to the compute dtype before: so one
     /// is that goes straight to the sums over micro-batches, and is the same as if it had gone
     /// through a buffer of the compute dtype.
     pub rounds: bool,
-}
-
-impl Onto {
-    /// Replaces what is there.
-    pub const NOTHING: Self = Self { accumulate: Accumulate::Overwrite, rounds: false };
 }
 
 /// Where the gradient of one micro-batch of one unit goes: the compute dtype, to which each value is
@@ -66,24 +61,24 @@ pub struct Grads<'a> {
     /// The flat buffer, at least `layout.padded_numel()` elements.
     pub flat: &'a Tensor,
     /// How it takes gradients.
-    pub onto: Onto,
+    pub joining: Joining,
 }
 
 impl Grads<'_> {
     /// The same with gradients that replace or add.
     #[must_use]
     pub fn with(self, accumulate: Accumulate) -> Self {
-        Self { onto: Onto { accumulate, ..self.onto }, ..self }
+        Self { joining: Joining { accumulate, ..self.joining }, ..self }
     }
 
     /// A sum in the accumulation dtype to add the gradient of parameter `index` to, in its shape:
     /// a view of the buffer if that takes it as it is, else apart. [`Grads::close`] brings it home.
     pub fn open(&self, compute: &Compute, index: usize) -> Tensor {
         let mut view = view_of(self.layout, self.flat, index);
-        if view.kind() != compute.accumulation() || self.onto.rounds {
+        if view.kind() != compute.accumulation() || self.joining.rounds {
             return Tensor::zeros(view.size(), (compute.accumulation(), view.device()));
         }
-        if self.onto.accumulate == Accumulate::Overwrite {
+        if self.joining.accumulate == Accumulate::Overwrite {
             let _ = view.zero_();
         }
         view
@@ -97,7 +92,7 @@ impl Grads<'_> {
             return;
         }
         let rounded = sum.to_kind(compute.kind);
-        match self.onto.accumulate {
+        match self.joining.accumulate {
             Accumulate::Overwrite => view.copy_(&rounded),
             Accumulate::Add => drop(view.g_add_(&rounded)),
         }
@@ -121,7 +116,7 @@ impl Grads<'_> {
     ) {
         let mut joint = stacked_view(self.layout, self.flat, range.clone());
         if let Some(target) = &mut joint
-            && compute.product_onto(target, (&a.tr(), b), self.onto)
+            && compute.product_onto(target, (&a.tr(), b), self.joining)
         {
             return;
         }
@@ -149,7 +144,7 @@ impl Grads<'_> {
         if compute.has_kernels() && widens {
             let target = view::slice_mut::<f32>(&mut target);
             let product = view::slice::<half::bf16>(product);
-            match self.onto.accumulate {
+            match self.joining.accumulate {
                 Accumulate::Overwrite => {
                     accumulate::cast::<f32, half::bf16>(&compute.pool, product, target)
                 }
@@ -157,7 +152,7 @@ impl Grads<'_> {
             }
             return;
         }
-        match self.onto.accumulate {
+        match self.joining.accumulate {
             Accumulate::Overwrite => target.copy_(product),
             Accumulate::Add => drop(target.g_add_(product)),
         }
